@@ -1,0 +1,27 @@
+"""Exceptions. Each message is one line that says what was wrong, where, and what to do."""
+
+__all__ = ["ConfigError", "DataError", "MessageError", "ModelError", "RunError", "TrainpoolError"]
+
+
+class TrainpoolError(Exception):
+    """Base of every error that a user can cause and mend; the command line prints it and exits with code 2."""
+
+
+class ConfigError(TrainpoolError):
+    """A name, option or value that does not exist or does not fit."""
+
+
+class DataError(TrainpoolError):
+    """A data set that is missing, unreadable or inconsistent."""
+
+
+class ModelError(TrainpoolError):
+    """A model, loss or preprocessing function that cannot be trained."""
+
+
+class RunError(TrainpoolError):
+    """A run that cannot start, continue or be resumed."""
+
+
+class MessageError(TrainpoolError):
+    """Bytes that are not a well-formed message."""
