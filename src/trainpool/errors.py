@@ -1,6 +1,9 @@
 """Exceptions. Each message is one line that says what was wrong, where, and what to do."""
 
-__all__ = ["ConfigError", "DataError", "MessageError", "ModelError", "RunError", "TrainpoolError"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["ConfigError", "DataError", "MessageError", "ModelError", "RunError", "TrainpoolError", "did_you_mean"]
 
 
 class TrainpoolError(Exception):
@@ -25,3 +28,9 @@ class RunError(TrainpoolError):
 
 class MessageError(TrainpoolError):
     """Bytes that are not a well-formed message."""
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A hint such as " (did you mean 'admm'?)" where `word` looks like one of `words`, otherwise nothing."""
+    close = difflib.get_close_matches(word, list(words), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

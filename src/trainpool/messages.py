@@ -27,7 +27,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What a worker does with a task: local optimizer, learning rate and its schedule, batch size."""
 
     optimizer: Optimizer = "sgd"
-    """`sgd` (with `momentum` and `nesterov`) or `adamw` (with `betas` and `epsilon`); its state starts anew each task."""
+    """`sgd` (`momentum`, `nesterov`) or `adamw` (`betas`, `epsilon`); its state starts anew in every task."""
     learning_rate: Positive = 0.05
     """The peak learning rate."""
     batch_size: Count = 32
@@ -41,7 +41,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     clip_norm: NotNegative = 0.0
     """Rescale a step's gradient to at most this Euclidean norm; 0 leaves it alone."""
     schedule: Schedule = "constant"
-    """How the learning rate falls to zero over the whole run's samples: it follows global progress, not a task's own."""
+    """How the learning rate falls to zero over the run's samples: it follows global progress, not a task's."""
     warmup: Fraction = 0.0
     """The part of the run in which the learning rate rises linearly from zero."""
     precision: Literal["float32", "bfloat16"] = "float32"

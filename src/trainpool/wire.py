@@ -9,7 +9,7 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_origin
+from typing import Any, TypeVar, get_origin
 
 import msgspec
 import numpy as np
@@ -108,6 +108,6 @@ def unpack(kind: type[T], tree: Any, tensors: Mapping[str, np.ndarray[Any, Any]]
         raise TypeError(f"cannot load a {wanted}")
 
     try:
-        return cast(T, msgspec.convert(tree, kind, dec_hook=dereference, str_keys=True))
+        return msgspec.convert(tree, kind, dec_hook=dereference, str_keys=True)
     except (msgspec.MsgspecError, KeyError, TypeError) as error:
         raise MessageError(f"a saved state does not fit {kind.__name__}: {error}") from error

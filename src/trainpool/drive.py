@@ -1,0 +1,165 @@
+"""The loop between a coordinator and a pool: journal each event, handle it, carry out the commands."""
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from trainpool.coordinator import (
+    Accepted,
+    Asked,
+    Command,
+    Coordinator,
+    Event,
+    Finished,
+    Rejected,
+    Send,
+    Stopped,
+    Tick,
+)
+from trainpool.journal import Journal
+from trainpool.kernels.protocol import Evaluation
+from trainpool.pools.protocol import Arrival, Evaluated, Pool
+from trainpool.vector import Vector
+
+__all__ = ["Drive", "Observer"]
+
+SNAPSHOT_SECONDS = 30.0
+TICK_SECONDS = 5.0
+DRAIN_SECONDS = 60.0
+
+
+class Observer(Protocol):
+    """Follows a run: for metrics, for the screen."""
+
+    def accepted(self, drive: "Drive", command: Accepted) -> None:
+        """An update was merged."""
+
+    def rejected(self, drive: "Drive", command: Rejected) -> None:
+        """An answer was not merged."""
+
+    def evaluated(self, drive: "Drive", result: Evaluation, samples: int, now: float) -> None:
+        """The model was evaluated as it was at `now`, after `samples`."""
+
+    def refresh(self, drive: "Drive") -> None:
+        """Called a few times a second."""
+
+
+@dataclass
+class Drive:
+    """One process's part of a run: from its start, or a resume, until it is finished, stopped or interrupted."""
+
+    coordinator: Coordinator
+    pool: Pool
+    journal: Journal
+    observer: Observer
+    evaluate_every: int
+    """Samples between evaluations; 0 evaluates at the end alone, -1 never."""
+    elapsed: float = 0.0
+    """Seconds that the run took before this process."""
+    interrupted: bool = False
+    """Set (by a signal handler) to let running tasks end, save and return."""
+    finished: bool = False
+    stopped: str = ""
+    origin: float | None = None
+    """The pool's clock when the first worker was ready: waiting for interpreters to start is not training."""
+    mark: int = 0
+    """Samples at the next evaluation."""
+    evaluating: tuple[int, float] | None = None
+    """Samples and time of the evaluation under way."""
+    measured_at: int = -1
+    """Samples at the last evaluation that ended."""
+    ended: float | None = None
+
+    def now(self) -> float:
+        """Seconds of training: on the pool's clock, continuing over resumes."""
+        if self.ended is not None:
+            return self.ended
+        return self.elapsed if self.origin is None else self.elapsed + self.pool.now() - self.origin
+
+    def vector(self) -> Vector:
+        """A copy of the current model: `[size]`."""
+        return np.concatenate([self.coordinator.parameters, self.coordinator.buffers])
+
+    def run(self) -> None:
+        """Train. Afterwards one of `finished`, `stopped` and `interrupted` says how it ended."""
+        saved = ticked = refreshed = time.monotonic()
+        drained: float | None = None
+        self.mark = self.coordinator.samples + self.evaluate_every
+        try:
+            while not (self.finished or self.stopped):
+                for message in self.pool.poll(0.25):
+                    if isinstance(message, Evaluated):
+                        self.measured(message.result)
+                    elif not (self.interrupted and isinstance(message.event, Asked)):
+                        self.handle(message)
+                clock = time.monotonic()
+                if clock - ticked > TICK_SECONDS:
+                    ticked = clock
+                    self.handle(Arrival(Tick()))
+                if clock - saved > SNAPSHOT_SECONDS:
+                    saved = clock
+                    self.journal.snapshot(self.coordinator)
+                if clock - refreshed > 0.2:
+                    refreshed = clock
+                    self.observer.refresh(self)
+                if self.interrupted:
+                    drained = drained or clock
+                    if not self.coordinator.memory.leases or clock - drained > DRAIN_SECONDS:
+                        break
+            self.ended = self.now()
+            self.journal.snapshot(self.coordinator)
+            if self.finished and self.evaluate_every >= 0:
+                self.evaluate_last()
+        finally:
+            self.observer.refresh(self)
+
+    def handle(self, arrival: Arrival) -> None:
+        """One event: on the disk first, then in the coordinator, then out to the workers."""
+        event: Event = arrival.event
+        if self.origin is None and isinstance(event, Asked):
+            self.origin = self.pool.now()
+        now = self.now()
+        self.journal.append(event, now, arrival.delta, arrival.buffers)
+        for command in self.coordinator.handle(event, now, arrival.delta, arrival.buffers):
+            self.carry_out(command)
+
+    def carry_out(self, command: Command) -> None:
+        """One command of the coordinator."""
+        match command:
+            case Send():
+                if not self.interrupted:
+                    self.pool.send(command)
+            case Accepted():
+                self.observer.accepted(self, command)
+                if self.evaluate_every > 0 and self.coordinator.samples >= self.mark:
+                    self.evaluate()
+            case Rejected():
+                self.observer.rejected(self, command)
+            case Finished():
+                self.finished = True
+            case Stopped(reason):
+                self.stopped = reason
+
+    def evaluate(self) -> None:
+        """Begin an evaluation if none is under way; merging goes on beside it."""
+        if self.evaluating is None and self.pool.evaluate(self.vector()):
+            self.evaluating = (self.coordinator.samples, self.now())
+            self.mark = self.coordinator.samples + self.evaluate_every
+
+    def evaluate_last(self) -> None:
+        """Evaluate the finished model, and wait for it."""
+        while self.measured_at != self.coordinator.samples and not self.interrupted:
+            self.evaluate()
+            for message in self.pool.poll(0.25):
+                if isinstance(message, Evaluated):
+                    self.measured(message.result)
+            self.observer.refresh(self)
+
+    def measured(self, result: Evaluation) -> None:
+        """Pass on an evaluation."""
+        assert self.evaluating is not None
+        samples, now = self.evaluating
+        self.evaluating, self.measured_at = None, samples
+        self.observer.evaluated(self, result, samples, now)

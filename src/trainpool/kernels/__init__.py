@@ -1,0 +1,1 @@
+"""Kernels: each runs a task on one kind of machine."""

@@ -1,0 +1,269 @@
+"""Runs a task with PyTorch, on a CPU or a CUDA device.
+
+What makes it fast: convolution weights live in channels-last memory where the model has 2-D convolutions; one fused
+optimizer step touches each parameter once; parameters are copied once on the way in and once, as a delta, on the way
+out; a shard stays on the device between tasks.
+"""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainpool import rng
+from trainpool.errors import ModelError
+from trainpool.kernels.protocol import Arrays, Evaluation, KernelError
+from trainpool.messages import Recipe, Report, Task
+from trainpool.vector import Layout, Role, Vector
+
+__all__ = ["TorchKernel", "layout_of", "vector_of"]
+
+Loss = Callable[[Any, Tensor], Tensor]
+Preprocess = Callable[[Tensor], Any]
+
+CACHE_BYTES = 2_000_000_000
+"""Shards kept on the device, least recently used first out."""
+EVALUATION_BATCH = 500
+
+ROLES: dict[str, Role] = {
+    "running_mean": "running-mean",
+    "running_var": "running-var",
+    "num_batches_tracked": "counter",
+}
+
+
+def trained_tensors(model: nn.Module) -> dict[str, tuple[Tensor, Role]]:
+    """The tensors that a model trains or keeps as state, by their names in `state_dict`."""
+    tensors: dict[str, tuple[Tensor, Role]] = {
+        name: (p, "parameter") for name, p in model.named_parameters() if p.requires_grad
+    }
+    state = model.state_dict(keep_vars=True)
+    for name, buffer in model.named_buffers():
+        if name in state:
+            tensors[name] = (buffer, ROLES.get(name.rpartition(".")[2], "other"))
+    return tensors
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """The layout of a model's flat vector. Frozen parameters are no part of it.
+
+    Raises:
+        ModelError: there is nothing to train, or the parameters are not all float32 (or all float64).
+    """
+    tensors = trained_tensors(model)
+    kinds = {tensor.dtype for tensor, role in tensors.values() if role == "parameter"}
+    if not kinds:
+        raise ModelError(f"the model {type(model).__name__} has no parameters that require gradients: nothing to train")
+    if len(kinds) > 1 or not kinds <= {torch.float32, torch.float64}:
+        names = ", ".join(sorted(str(kind) for kind in kinds))
+        raise ModelError(
+            f"parameters must be float32, not {names}; call model.float(), and choose bfloat16 in the recipe"
+        )
+    return Layout.of({name: (tuple(tensor.shape), role) for name, (tensor, role) in tensors.items()})
+
+
+def vector_of(model: nn.Module) -> Vector:
+    """A copy of a model's parameters and buffers as one flat vector, in the order of `layout_of`."""
+    tensors = trained_tensors(model)
+    return np.concatenate(
+        [
+            tensors[spec.name][0].detach().cpu().to(dtype_of(model)).numpy().reshape(-1)
+            for spec in layout_of(model).tensors
+        ]
+    )
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The type of a model's trained parameters."""
+    return next(p.dtype for p in model.parameters() if p.requires_grad)
+
+
+class TorchKernel:
+    """Runs tasks for one `nn.Module`, which it takes over: its parameters' memory is rearranged."""
+
+    def __init__(self, model: nn.Module, loss: Loss, preprocess: Preprocess | None = None, device: str = "cpu") -> None:
+        """Move the model to the device; `device` is PyTorch's name of one."""
+        self.device = torch.device(device)
+        self.layout = layout_of(model)
+        self.model = model.to(self.device)
+        self.loss, self.preprocess = loss, preprocess or scale
+        self.dtype = dtype_of(model)
+        self.channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        tensors = trained_tensors(self.model)
+        self.tensors = [(spec, tensors[spec.name][0]) for spec in self.layout.tensors]
+        self.parameters = [tensor for spec, tensor in self.tensors if spec.role == "parameter"]
+        if self.channels_last:
+            for p in self.parameters:
+                if p.dim() == 4:
+                    p.data = p.data.contiguous(memory_format=torch.channels_last)
+        self.cache: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+
+    def run(self, task: Task, vector: Vector, anchor: Vector | None, shard: Arrays, out: Vector) -> Report:
+        """Train; see `Kernel.run`."""
+        recipe = task.recipe
+        self.load(vector)
+        x, y = self.on_device(task.shard, shard)
+        centre = self.like_parameters(anchor) if anchor is not None and task.rho else None
+        torch.manual_seed(rng.derive(task.seed, task.offset))
+        self.model.train()
+        optimizer = optimizer_of(recipe, self.parameters)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        begin = time.perf_counter()
+        rows = rng.batches(task.seed, y.shape[0], task.offset, task.steps, task.batch)
+        for step, chosen in enumerate(rows):
+            index = torch.from_numpy(chosen).to(self.device)
+            loss = self.forward(x.index_select(0, index), y.index_select(0, index), recipe)
+            if step == 0 and not bool(torch.isfinite(loss)):
+                raise KernelError(
+                    f"the loss is {loss.item()} at the first step: check the data and lower the learning rate"
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            self.adjust(recipe, task.rho, centre)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(task.progress + step * task.pace)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        mean = total.item() / task.steps
+        seconds = time.perf_counter() - begin
+        if not np.isfinite(mean):
+            raise KernelError(
+                f"the loss became {mean} within {task.steps} steps: lower the learning rate or set clip_norm"
+            )
+        self.store(vector, out)
+        return Report(task=task.id, steps=task.steps, samples=task.steps * task.batch, loss=mean, seconds=seconds)
+
+    def evaluate(self, vector: Vector, data: Arrays) -> Evaluation:
+        """Measure; see `Kernel.evaluate`."""
+        self.load(vector)
+        x, y = self.on_device("evaluation", data)
+        self.model.eval()
+        labels = y.dtype == torch.int64 and y.dim() == 1
+        loss, correct = 0.0, 0
+        with torch.inference_mode():
+            for part in slices(y.shape[0], EVALUATION_BATCH):
+                output = self.model(self.inputs(x[part]))
+                loss += self.loss(output, y[part]).item() * y[part].shape[0]
+                if labels:
+                    correct += int((output.argmax(1) == y[part]).sum())
+        samples = y.shape[0]
+        return Evaluation(loss / samples, correct / samples if labels else None, samples)
+
+    def inputs(self, x: Tensor) -> Any:
+        """The model's input from a batch as the shard has it."""
+        prepared = self.preprocess(x)
+        if isinstance(prepared, Tensor):
+            if prepared.is_floating_point() and prepared.dtype != self.dtype:
+                prepared = prepared.to(self.dtype)
+            if self.channels_last and prepared.dim() == 4:
+                prepared = prepared.contiguous(memory_format=torch.channels_last)
+        return prepared
+
+    def forward(self, x: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
+        """The mean loss of a batch."""
+        with self.autocast(recipe):
+            loss = self.loss(self.model(self.inputs(x)), y)
+        if loss.dim() != 0:
+            raise KernelError(
+                f"the loss must be one number (a mean over the batch), not a tensor of shape {tuple(loss.shape)}"
+            )
+        return loss
+
+    def autocast(self, recipe: Recipe) -> AbstractContextManager[Any]:
+        """Mixed precision where the recipe asks for it and the device is a GPU."""
+        if recipe.precision == "bfloat16" and self.device.type == "cuda":
+            return torch.autocast("cuda", torch.bfloat16)
+        return nullcontext()
+
+    def adjust(self, recipe: Recipe, rho: float, centre: list[Tensor] | None) -> None:
+        """Clip the loss's gradient, then add the proximal term's, rho·(x - anchor)."""
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
+        if centre is not None:
+            with torch.no_grad():
+                for p, a in zip(self.parameters, centre, strict=True):
+                    if p.grad is not None:
+                        p.grad.add_(p, alpha=rho).sub_(a, alpha=rho)
+
+    def load(self, vector: Vector) -> None:
+        """Copy parameters and buffers into the model."""
+        views = self.layout.views(vector)
+        with torch.no_grad():
+            for spec, tensor in self.tensors:
+                tensor.copy_(torch.from_numpy(views[spec.name]))
+
+    def store(self, start: Vector, out: Vector) -> None:
+        """Write `start` minus the parameters, and the buffers as they are, to `out`."""
+        before, after = self.layout.views(start), self.layout.views(out)
+        with torch.no_grad():
+            for spec, tensor in self.tensors:
+                target = torch.from_numpy(after[spec.name])
+                if spec.role == "parameter":
+                    torch.sub(torch.from_numpy(before[spec.name]), tensor.cpu(), out=target)
+                else:
+                    target.copy_(tensor)
+
+    def like_parameters(self, flat: Vector) -> list[Tensor]:
+        """A trainable-sized vector as tensors on the device, shaped and strided as the parameters."""
+        parts = []
+        for spec, tensor in self.tensors:
+            if spec.role == "parameter":
+                part = torch.from_numpy(flat[spec.offset : spec.offset + spec.size].reshape(spec.shape))
+                parts.append(torch.empty_like(tensor).copy_(part))
+        return parts
+
+    def on_device(self, name: str, shard: Arrays) -> tuple[Tensor, Tensor]:
+        """A shard's samples on the device."""
+        if name not in self.cache:
+            self.cache[name] = (
+                torch.from_numpy(shard["x"]).to(self.device),
+                torch.from_numpy(shard["y"]).to(self.device),
+            )
+            while len(self.cache) > 1 and sum(x.nbytes + y.nbytes for x, y in self.cache.values()) > CACHE_BYTES:
+                self.cache.popitem(last=False)
+        self.cache.move_to_end(name)
+        return self.cache[name]
+
+
+def optimizer_of(recipe: Recipe, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """A fresh local optimizer."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters,
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            eps=recipe.epsilon,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+
+
+def scale(x: Tensor) -> Tensor:
+    """The default preprocessing: bytes become floats from 0 to 1, everything else stays."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def slices(size: int, step: int) -> Iterator[slice]:
+    """Consecutive slices that cover `range(size)`."""
+    return (slice(start, start + step) for start in range(0, size, step))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A SHA-256 of a model's structure and first parameters, to notice that code changed between start and resume."""
+    digest = hashlib.sha256(repr(model).encode())
+    digest.update(vector_of(model).tobytes())
+    return digest.hexdigest()

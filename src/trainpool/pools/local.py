@@ -1,0 +1,252 @@
+"""Worker processes on this machine, with parameters and deltas in shared memory.
+
+Each worker is a fresh interpreter (so nothing is inherited that could deadlock, and a script needs no `__main__`
+guard). A worker that dies is noticed by the end of its output, reported as `Left`, and replaced. One more process
+evaluates models, so that evaluation never stalls a worker or a merge.
+"""
+
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from trainpool.coordinator import Asked, Failed, Joined, Left, Returned, Send
+from trainpool.errors import ConfigError, RunError
+from trainpool.pools.protocol import Arrival, Evaluated, Job, Message
+from trainpool.vector import Vector
+from trainpool.worker import (
+    Answer,
+    Broken,
+    Command,
+    Done,
+    Evaluate,
+    Measured,
+    Ready,
+    Run,
+    Setup,
+    Slot,
+    Stillborn,
+    receive,
+    transmit,
+)
+
+__all__ = ["LocalPool", "cores"]
+
+EVALUATOR = "evaluator"
+STILLBIRTHS = 3
+"""Workers that may die in a row before any finishes a task."""
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Process:
+    """One worker process and the thread that reads its answers."""
+
+    def __init__(
+        self, name: str, job: Job, setup: Setup, inbox: "queue.SimpleQueue[tuple[Process, Answer | None]]"
+    ) -> None:
+        self.name, self.job = name, job
+        self.memory = Path(setup.memory)
+        self.slot = Slot(self.memory, job.layout, job.dtype)
+        with job.log.open("ab") as log:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "trainpool.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            )
+        self.ready = self.idle = False
+        self.finished = 0
+        self.inbox = inbox
+        threading.Thread(target=self.listen, daemon=True).start()
+        self.tell(setup)
+
+    def listen(self) -> None:
+        """Pass on answers until the process ends."""
+        assert self.child.stdout is not None
+        try:
+            while True:
+                self.inbox.put((self, receive(self.child.stdout, Answer)))
+        except (EOFError, OSError, ValueError, msgspec.MsgspecError):
+            self.inbox.put((self, None))
+
+    def tell(self, command: Command) -> None:
+        """Send a command; a process that just died is found out by its silence."""
+        assert self.child.stdin is not None
+        with suppress(OSError, ValueError):
+            transmit(self.child.stdin, command)
+
+    def forget_memory(self) -> None:
+        """Take the shared file's name away, so that nothing stays behind even after `kill -9`; Windows must wait."""
+        if os.name == "posix":
+            self.memory.unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """Kill the process and wait for it."""
+        self.child.kill()
+        self.child.wait()
+        for stream in (self.child.stdin, self.child.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        self.memory.unlink(missing_ok=True)
+
+
+class LocalPool:
+    """Worker processes on this machine."""
+
+    def __init__(self, workers: int = 0, *, threads: int = 0, device: str = "auto") -> None:
+        """`workers` 0 means one a core (or one a GPU); `threads` 0 divides the cores among the workers.
+
+        `device` is PyTorch's name of one, or `auto`: worker i takes GPU i where there are GPUs, else the processor.
+        """
+        if workers < 0 or threads < 0:
+            raise ConfigError(f"workers ({workers}) and threads ({threads}) must not be negative")
+        self.workers = workers or cores()
+        self.threads = threads or max(1, cores() // self.workers)
+        self.device = device
+        self.processes: dict[str, Process] = {}
+        self.started = 0
+        self.unfinished_deaths = 0
+        self.evaluator: Process | None = None
+        self.evaluating = False
+        self.inbox: queue.SimpleQueue[tuple[Process, Answer | None]] = queue.SimpleQueue()
+        self.job: Job | None = None
+
+    def open(self, job: Job) -> None:
+        """Start all processes; see `Pool.open`."""
+        self.job = job
+        shared = Path("/dev/shm")
+        self.folder = Path(tempfile.mkdtemp(prefix="trainpool-", dir=shared if shared.is_dir() else None))
+        for _ in range(self.workers):
+            self.spawn()
+        if job.test is not None:
+            self.evaluator = self.start(EVALUATOR, self.workers)
+
+    def spawn(self) -> None:
+        """Start one worker."""
+        name = f"w{self.started}"
+        self.processes[name] = self.start(name, self.started)
+        self.started += 1
+
+    def start(self, name: str, number: int) -> Process:
+        """Start a process."""
+        assert self.job is not None
+        setup = Setup(
+            layout=self.job.layout,
+            dtype=self.job.dtype.str,
+            program=str(self.job.program),
+            shards=str(self.job.shards),
+            memory=str(self.folder / name),
+            threads=self.threads,
+            device=self.device,
+            number=number,
+            path=sys.path,
+        )
+        return Process(name, self.job, setup, self.inbox)
+
+    def poll(self, timeout: float) -> list[Message]:
+        """What happened; see `Pool.poll`."""
+        messages: list[Message] = []
+        try:
+            item = self.inbox.get(timeout=timeout)
+            while True:
+                messages += self.translate(*item)
+                item = self.inbox.get_nowait()
+        except queue.Empty:
+            return messages
+
+    def translate(self, process: Process, answer: Answer | None) -> list[Message]:
+        """The coordinator's events for what a process said, or for its death (None)."""
+        name = process.name
+        match answer:
+            case None if process is self.evaluator:
+                raise RunError(f"the process that evaluates models died: {self.last_words()}")
+            case None:
+                return self.replace(process)
+            case Ready():
+                process.ready = process.idle = True
+                process.forget_memory()
+                if process is self.evaluator:
+                    return []
+                return [Arrival(Joined(name)), Arrival(Asked(name))]
+            case Stillborn(reason):
+                raise RunError(f"a worker could not start: {reason}")
+            case Measured(result):
+                self.evaluating = False
+                return [Evaluated(result)]
+            case Broken(-1, reason):
+                raise RunError(f"the model could not be evaluated: {reason}")
+            case Broken(task, reason):
+                return [Arrival(Failed(name, task, reason)), Arrival(Asked(name))]
+            case Done(report):
+                self.unfinished_deaths = 0
+                trainable = process.slot.anchor.size
+                out = process.slot.out
+                event = Returned(name, report)
+                return [Arrival(event, out[:trainable], out[trainable:]), Arrival(Asked(name))]
+
+    def replace(self, process: Process) -> list[Message]:
+        """Put a new process in the place of a dead one."""
+        if process.name not in self.processes:
+            return []
+        del self.processes[process.name]
+        process.end()
+        self.unfinished_deaths += 1
+        if self.unfinished_deaths > STILLBIRTHS:
+            raise RunError(
+                f"{self.unfinished_deaths} workers in a row died without finishing a task: {self.last_words()}"
+            )
+        self.spawn()
+        return [Arrival(Left(process.name))]
+
+    def last_words(self) -> str:
+        """The last line that a worker printed, and where the rest is."""
+        assert self.job is not None
+        lines = self.job.log.read_text(errors="replace").strip().splitlines() if self.job.log.exists() else []
+        said = f"its last line was {lines[-1]!r}" if lines else "it printed nothing (out of memory?)"
+        return f"{said}; all output is in {self.job.log}"
+
+    def send(self, command: Send) -> None:
+        """Copy the task's arrays into the worker's memory and start it; see `Pool.send`."""
+        process = self.processes.get(command.worker)
+        if process is None:
+            return  # it died a moment ago: its `Left` is on the way
+        trainable = command.parameters.size
+        np.copyto(process.slot.vector[:trainable], command.parameters)
+        np.copyto(process.slot.vector[trainable:], command.buffers)
+        if command.anchor is not None:
+            np.copyto(process.slot.anchor, command.anchor)
+        process.tell(Run(command.task))
+
+    def evaluate(self, vector: Vector) -> bool:
+        """Start an evaluation beside the training; see `Pool.evaluate`."""
+        assert self.job is not None
+        if self.evaluator is None or self.job.test is None or self.evaluating or not self.evaluator.ready:
+            return False
+        np.copyto(self.evaluator.slot.vector, vector)
+        self.evaluating = True
+        self.evaluator.tell(Evaluate(self.job.test))
+        return True
+
+    def close(self) -> None:
+        """End all processes; see `Pool.close`."""
+        for process in [*self.processes.values(), *([self.evaluator] if self.evaluator else [])]:
+            process.end()
+        self.processes, self.evaluator = {}, None
+        if self.job is not None:
+            with suppress(OSError):  # Windows keeps a mapped file until this process ends
+                self.folder.rmdir()
+            self.job = None
+
+    def now(self) -> float:
+        """Seconds of the monotonic clock; see `Pool.now`."""
+        return time.monotonic()

@@ -1,0 +1,75 @@
+"""What a pool is: it carries the coordinator's commands to workers, and their events back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from trainpool.coordinator import Event, Send
+from trainpool.kernels.protocol import Evaluation
+from trainpool.messages import ShardId
+from trainpool.vector import Layout, Vector
+
+__all__ = ["Arrival", "Evaluated", "Job", "Message", "Pool"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a run needs, whatever its tasks."""
+
+    layout: Layout
+    dtype: np.dtype[Any]
+    """Of the flat vectors."""
+    program: Path
+    """The author's model, loss and preprocessing, as the kernel reads them."""
+    shards: Path
+    """The folder of the shard files."""
+    test: ShardId | None
+    """The shard that models are evaluated on."""
+    log: Path
+    """Where workers write what they print."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An event for the coordinator, with the arrays of a `Returned`: views, valid until the worker's next task."""
+
+    event: Event
+    delta: Vector | None = None
+    buffers: Vector | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The evaluation that was asked for."""
+
+    result: Evaluation
+
+
+Message: TypeAlias = Arrival | Evaluated
+
+
+class Pool(Protocol):
+    """Where workers run. A pool sends `Joined` and `Asked` for each worker on its own."""
+
+    workers: int
+    """How many there are, or are expected."""
+
+    def open(self, job: Job) -> None:
+        """Start the workers. Raises RunError where that is impossible."""
+
+    def poll(self, timeout: float) -> list[Message]:
+        """What happened; waits at most `timeout` seconds for something."""
+
+    def send(self, command: Send) -> None:
+        """Give a worker its task; the arrays are copied before this returns."""
+
+    def evaluate(self, vector: Vector) -> bool:
+        """Begin to evaluate a model; False, and nothing done, while an earlier evaluation is under way."""
+
+    def close(self) -> None:
+        """End all workers. May be called twice."""
+
+    def now(self) -> float:
+        """Seconds on the pool's clock, never decreasing."""

@@ -1,0 +1,79 @@
+"""Merging what is not a parameter: running means and variances, counters, other buffers.
+
+The mean of the shards' running variances misses the variance between their means. The law of total variance does not:
+
+    mean = Σ w_i mean_i          var = Σ w_i var_i + Σ w_i (mean_i - mean)²          w_i = n_i / Σ n
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trainpool.messages import ShardId
+from trainpool.vector import Layout, Vector
+
+__all__ = ["Reported", "Statistics", "pooled"]
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A shard's buffers at the end of its task."""
+
+    samples: int
+    buffers: Vector
+    """`[size - trainable]`."""
+
+
+def pooled(layout: Layout, reports: Mapping[ShardId, Reported]) -> Vector:
+    """The buffers of one model from those of several: `[size - trainable]`.
+
+    Running variances are pooled with the running mean that stands before them in the layout, as BatchNorm's does.
+    Counters merge by maximum. Any other buffer is taken from the shard with the most samples.
+    """
+    ordered = [reports[shard] for shard in sorted(reports)]  # a fixed order, so that arrival does not change bits
+    samples = np.array([item.samples for item in ordered], np.float64)
+    weights = samples / samples.sum()
+    stacked = np.stack([item.buffers for item in ordered]).astype(np.float64)
+    result = np.empty(stacked.shape[1])
+    mean, spread = slice(0, 0), np.zeros(0)
+    for spec in layout.tensors:
+        if spec.role == "parameter":
+            continue
+        place = slice(spec.offset - layout.trainable, spec.offset - layout.trainable + spec.size)
+        block = stacked[:, place]
+        match spec.role:
+            case "running-mean":
+                mean = place
+                result[place] = weights @ block
+                spread = weights @ (block - result[mean]) ** 2
+            case "running-var":
+                result[place] = weights @ block + (spread if spread.size == spec.size else 0)
+                spread = np.zeros(0)
+            case "counter":
+                result[place] = block.max(axis=0)
+            case _:
+                result[place] = block[int(samples.argmax())]
+    return result.astype(ordered[0].buffers.dtype)
+
+
+@dataclass
+class Statistics:
+    """The model's buffers: pooled over the updates that started from the newest version seen.
+
+    In a synchronous method those are the round's, and the pooling is exact; in an asynchronous one it is the update
+    that knows the newest parameters.
+    """
+
+    buffers: Vector
+    version: int = -1
+    reports: dict[ShardId, Reported] = field(default_factory=dict)
+
+    def merge(self, layout: Layout, version: int, shard: ShardId, samples: int, buffers: Vector) -> None:
+        """Take in one admitted update's buffers."""
+        if buffers.size == 0 or version < self.version:
+            return
+        if version > self.version:
+            self.version, self.reports = version, {}
+        self.reports[shard] = Reported(samples, buffers.copy())
+        self.buffers = pooled(layout, self.reports)

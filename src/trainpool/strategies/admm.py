@@ -1,0 +1,188 @@
+"""Consensus ADMM: agree on one model by passing prices.
+
+Rule (scaled form), with x_i the solution on shard i, z the consensus, u_i the scaled dual ("price") of shard i:
+
+    x_i ← argmin f_i(x) + (ρ/2)‖x - z + u_i‖²                     a task: SGD steps from z, anchored at z - u_i
+    x̂_i ← α x_i + (1-α) z                                          over-relaxation
+    z   ← argmin g(z) + (Nρ/2)‖z - mean(x̂_i + u_i)‖²              prox of g: shrinks for `l2`, soft-thresholds for `l1`
+    u_i ← u_i + x̂_i - z
+
+Reported each round: r = ‖(x_i - z)_i‖, s = ρ√N‖z - z_old‖, and Boyd's stopping rule (section 3.3.1)
+r < √(pN) ε_abs + ε_rel max(‖x‖, √N‖z‖) and s < √(pN) ε_abs + ε_rel ρ‖u‖. Residual balancing (section 3.4.1):
+ρ ← 2ρ if r > 10 s, ρ ← ρ/2 if s > 10 r, and u ← u ρ_old/ρ_new since u is scaled by 1/ρ.
+
+Citation: Boyd, S., Parikh, N., Chu, E., Peleato, B., Eckstein, J.: "Distributed Optimization and Statistical Learning
+via the Alternating Direction Method of Multipliers", Foundations and Trends in Machine Learning 3(1), 2011, sections
+3.3, 3.4, 7.1, 7.2.
+Deviations and traps:
+- Losses are means, so f_i = (N n_i/n)·(mean loss on shard i): Σ f_i is N times the mean loss of all samples, shards of
+  any size get their due weight, and ρ, `l1`, `l2` are in units of the mean loss. A worker sees the mean loss alone, so
+  its task carries ρ n/(N n_i). The average in z is never weighted: that would be wrong.
+- The local solve is inexact: SGD steps from z. It needs learning rate·(L + ρ) < 2, L the loss's curvature.
+- Put weight decay in g (`l2`), not in the recipe. Momentum starts anew each round, as it must when z has moved.
+- Duals belong to shards, not to workers: whoever trains a shard continues its dual.
+- Balancing stops after `balance_rounds`, which the convergence proof needs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from trainpool.errors import ConfigError
+from trainpool.messages import ShardId, Update
+from trainpool.strategies.protocol import Assignment, Plan, is_finite_positive
+from trainpool.vector import Vector, chunks
+
+__all__ = ["ADMM"]
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """How far a round was from agreement and from rest, with the tolerances of Boyd's stopping rule."""
+
+    primal: float
+    dual: float
+    primal_tolerance: float
+    dual_tolerance: float
+
+    @property
+    def met(self) -> bool:
+        """Whether both residuals are within their tolerances."""
+        return self.primal < self.primal_tolerance and self.dual < self.dual_tolerance
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that evolves."""
+
+    plan: Plan
+    parameters: Vector
+    """z: [trainable]."""
+    version: int
+    """Rounds completed."""
+    rounds: int
+    rho: float
+    duals: dict[ShardId, Vector]
+    """u_i: [trainable] each."""
+    solutions: dict[ShardId, Vector]
+    """x_i of the shards that answered in this round: [trainable] each."""
+    residuals: Residuals | None
+    """Of the last round."""
+
+
+@dataclass(frozen=True)
+class ADMM:
+    """Consensus ADMM: each shard solves its own problem, prices pull the solutions together."""
+
+    asynchronous: ClassVar[bool] = False
+
+    rho: float = 0.01
+    """ρ: the strength of the pull, in units of the mean loss's curvature."""
+    relaxation: float = 1.5
+    """α: over-relaxation, 1 (none) to below 2."""
+    l2: float = 0.0
+    """Weight of (l2/2)‖z‖² in the mean loss: weight decay, done right."""
+    l1: float = 0.0
+    """Weight of l1·‖z‖₁ in the mean loss: sparsity."""
+    rounds: int = 0
+    """Rounds in the run; 0 makes ten a pass over the data."""
+    balance_rounds: int = 0
+    """Rounds in which ρ follows the residuals; 0 keeps ρ fixed."""
+    stop: bool = False
+    """Whether to finish early, when the stopping rule is met."""
+    absolute_tolerance: float = 1e-4
+    """ε_abs."""
+    relative_tolerance: float = 1e-2
+    """ε_rel."""
+
+    def init(self, parameters: Vector, plan: Plan) -> State:
+        """Start from the given parameters with zero duals."""
+        if not is_finite_positive(self.rho) or not 0 < self.relaxation < 2:
+            raise ConfigError("admm: rho must be above 0, relaxation between 0 and 2")
+        if min(self.l1, self.l2, self.rounds, self.balance_rounds) < 0:
+            raise ConfigError("admm: l1, l2, rounds and balance_rounds must not be negative")
+        duals = {shard.id: np.zeros_like(parameters) for shard in plan.shards}
+        return State(plan, parameters.copy(), 0, plan.rounds(self.rounds), self.rho, duals, {}, None)
+
+    def wanted(self, state: State) -> Sequence[ShardId]:
+        """The shards that this round still misses."""
+        agreed = self.stop and state.residuals is not None and state.residuals.met
+        if state.version == state.rounds or agreed:
+            return ()
+        return [shard.id for shard in state.plan.shards if shard.id not in state.solutions]
+
+    def assign(self, state: State, shard: ShardId) -> Assignment:
+        """Start at z, anchored at z - u_i, with ρ in units of the shard's own mean loss."""
+        plan, z = state.plan, state.parameters
+        weight = len(plan.shards) * plan[shard].samples / plan.samples
+        steps = plan.round_steps(shard, state.version, state.rounds)
+        progress, pace = state.version / state.rounds, 1 / (state.rounds * steps)
+        return Assignment(z, progress, pace, steps, z - state.duals[shard], state.rho / weight)
+
+    def merge(self, state: State, shard: ShardId, update: Update) -> State:
+        """Keep the shard's solution; agree on the next consensus when the round is complete."""
+        state = replace(state, solutions={**state.solutions, shard: state.parameters - update.delta})
+        return state if len(state.solutions) < len(state.plan.shards) else self.agree(state)
+
+    def agree(self, state: State) -> State:
+        """The z and u updates of a complete round."""
+        z, rho, N = state.parameters, state.rho, len(state.plan.shards)
+        alpha = z.dtype.type(self.relaxation)
+        shards = [(state.solutions[shard.id], state.duals[shard.id]) for shard in state.plan.shards]
+        primal = moved = x_norm = z_norm = u_norm = 0.0  # squares, summed in float64
+        for part in chunks(z.size):
+            old = z[part].copy()
+            relaxed = [alpha * x[part] + (1 - alpha) * old for x, _ in shards]
+            mean = sum(x_hat + u[part] for x_hat, (_, u) in zip(relaxed, shards, strict=True)) / z.dtype.type(N)
+            new = self.prox(mean, rho)
+            z[part] = new
+            moved += square(new - old)
+            z_norm += square(new)
+            for x_hat, (x, u) in zip(relaxed, shards, strict=True):
+                u[part] += x_hat - new
+                primal += square(x[part] - new)
+                x_norm += square(x[part])
+                u_norm += square(u[part])
+        floor = (z.size * N) ** 0.5 * self.absolute_tolerance
+        residuals = Residuals(
+            primal=primal**0.5,
+            dual=rho * (N * moved) ** 0.5,
+            primal_tolerance=floor + self.relative_tolerance * max(x_norm, N * z_norm) ** 0.5,
+            dual_tolerance=floor + self.relative_tolerance * rho * u_norm**0.5,
+        )
+        state = replace(state, version=state.version + 1, solutions={}, residuals=residuals)
+        return self.balance(state) if state.version <= self.balance_rounds else state
+
+    def prox(self, mean: Vector, rho: float) -> Vector:
+        """argmin over z of l1·‖z‖₁ + (l2/2)‖z‖² + (ρ/2)‖z - mean‖², elementwise."""
+        number = mean.dtype.type
+        if self.l1:
+            mean = np.sign(mean) * np.maximum(np.abs(mean) - number(self.l1 / rho), 0)
+        return mean * number(rho / (rho + self.l2)) if self.l2 else mean
+
+    def balance(self, state: State) -> State:
+        """Residual balancing; y = ρu, the unscaled dual, does not change."""
+        assert state.residuals is not None
+        r, s = state.residuals.primal, state.residuals.dual
+        factor = 2.0 if r > 10 * s else 0.5 if s > 10 * r else 1.0
+        if factor != 1.0:
+            for u in state.duals.values():
+                u /= u.dtype.type(factor)
+        return replace(state, rho=state.rho * factor)
+
+    def report(self, state: State) -> dict[str, float]:
+        """Rounds completed, ρ, and the last round's residuals over their tolerances (below 1: met)."""
+        numbers: dict[str, float] = {"round": state.version, "rho": state.rho}
+        if state.residuals is not None:
+            r = state.residuals
+            numbers |= {"primal_residual": r.primal, "dual_residual": r.dual}
+            numbers |= {"primal_ratio": r.primal / r.primal_tolerance, "dual_ratio": r.dual / r.dual_tolerance}
+        return numbers
+
+
+def square(vector: Vector) -> float:
+    """‖vector‖², in float64."""
+    block = vector.astype(np.float64, copy=False)
+    return float(block @ block)

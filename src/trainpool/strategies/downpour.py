@@ -1,0 +1,116 @@
+"""Downpour SGD: a parameter server that steps whenever an update arrives.
+
+Rule, in task form: a worker fetches w, takes n local steps at rate α, and pushes its accrued gradient g = Σ g_h:
+
+    worker:   x ← w;   n times:  x ← x - α ∇f(x; batch)          g = (w - x)/α
+    server:   adagrad   G ← G + g²;   w ← w - γ g/(√G + ε)       per parameter
+              sgd       w ← w - η g                                with η = α unless `learning_rate` is given
+
+Citation: Dean, J., Corrado, G., Monga, R., et al.: "Large Scale Distributed Deep Networks", NIPS 2012, section 4.1 and
+the appendix. Adagrad: Duchi, J., Hazan, E., Singer, Y., JMLR 12, 2011.
+Deviations and traps:
+- The paper's client pushes on step 0 and fetches before it pushes, so with n > 1 it discards n-1 local gradients and
+  is not SGD even with one worker. In task form (fetch at the start, push at the end) one worker with α = η is.
+- Adagrad sees the square of the *accrued* gradient, (Σ g)², not Σ g². `accrue="mean"` pushes g/n, which makes γ
+  independent of n; `accrue="sum"` is the paper's. The paper itself only used n = 1, where they agree.
+- Adagrad's first step is γ·sign(g), which is huge, and 0/0 where g = 0: hence ε = 1e-10 and the warm start, in which
+  one replica trains alone (the paper's figures start from plain SGD) while G already accumulates.
+- With another local optimizer than plain SGD, (w - x)/α is no longer a gradient but plays the part of one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from trainpool.errors import ConfigError
+from trainpool.messages import ShardId, Update
+from trainpool.strategies.protocol import Assignment, Plan
+from trainpool.vector import Vector, chunks
+
+__all__ = ["Downpour"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that evolves."""
+
+    plan: Plan
+    parameters: Vector
+    """w: [trainable]."""
+    version: int
+    squares: Vector
+    """Adagrad's G: [trainable]; empty with the `sgd` server."""
+    trained: dict[ShardId, int]
+    """Merged steps of each shard."""
+    staleness: int
+    """Of the last update, in versions."""
+
+
+@dataclass(frozen=True)
+class Downpour:
+    """Asynchronous SGD through a parameter server with Adagrad."""
+
+    asynchronous: ClassVar[bool] = True
+
+    steps: int = 20
+    """n: local steps between fetch and push; 0 lets the pace decide. The paper used 1."""
+    server: Literal["adagrad", "sgd"] = "adagrad"
+    """How the server steps."""
+    learning_rate: float | None = None
+    """γ of adagrad (0.01 where None) or η of sgd (the task's own α where None)."""
+    epsilon: float = 1e-10
+    """Added to √G, against 0/0."""
+    accrue: Literal["sum", "mean"] = "sum"
+    """Whether the accrued gradient is the sum over a task's steps, as in the paper, or their mean."""
+    warm_start: float = 0.05
+    """The part of the run, 0 to 1, that one replica trains alone; with the plain sgd rule on the server."""
+
+    def init(self, parameters: Vector, plan: Plan) -> State:
+        """Start from the given parameters with G = 0."""
+        if self.server not in ("adagrad", "sgd") or self.accrue not in ("sum", "mean"):
+            raise ConfigError("downpour: server is 'adagrad' or 'sgd', accrue is 'sum' or 'mean'")
+        if self.steps < 0 or not 0 <= self.warm_start <= 1 or self.epsilon < 0:
+            raise ConfigError("downpour: steps and epsilon must not be negative, warm_start must lie in 0 to 1")
+        squares = np.zeros_like(parameters if self.server == "adagrad" else parameters[:0])
+        return State(plan, parameters.copy(), 0, squares, {}, 0)
+
+    def warming(self, state: State) -> bool:
+        """Whether one replica still trains alone."""
+        return state.plan.progress(state.trained) < self.warm_start
+
+    def wanted(self, state: State) -> Sequence[ShardId]:
+        """Every shard with steps left; one alone during the warm start."""
+        shards = state.plan.unfinished(state.trained)
+        return shards[:1] if self.warming(state) else shards
+
+    def assign(self, state: State, shard: ShardId) -> Assignment:
+        """The current parameters."""
+        progress = state.plan.progress(state.trained)
+        # The rate stays constant within a task (pace 0), so that delta/α is exactly the accrued gradient.
+        return Assignment(state.parameters, progress, 0.0, self.steps or None)
+
+    def merge(self, state: State, shard: ShardId, update: Update) -> State:
+        """One step of the server."""
+        w, G = state.parameters, state.squares
+        number = w.dtype.type
+        # A warm-up begins at rate 0, where a task moves nothing and has no gradient to tell.
+        accrued = 1 / update.rate if update.rate else 0.0
+        accrued /= update.steps if self.accrue == "mean" else 1
+        for part in chunks(w.size):
+            g = update.delta[part] * number(accrued)
+            if self.server == "adagrad":
+                G[part] += g * g
+            if self.server == "sgd" or self.warming(state):
+                rate = update.rate if self.learning_rate is None or self.server == "adagrad" else self.learning_rate
+                w[part] -= number(rate) * g
+            else:
+                gamma = 0.01 if self.learning_rate is None else self.learning_rate
+                w[part] -= number(gamma) * g / (np.sqrt(G[part]) + number(self.epsilon))
+        trained = {**state.trained, shard: state.trained.get(shard, 0) + update.steps}
+        return replace(state, version=state.version + 1, trained=trained, staleness=update.staleness)
+
+    def report(self, state: State) -> dict[str, float]:
+        """The last update's staleness."""
+        return {"staleness": state.staleness}

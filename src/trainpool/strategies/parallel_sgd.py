@@ -1,0 +1,106 @@
+"""Parallel SGD: train side by side, then average.
+
+Rule, with K shards, w_i the parameters after the steps on shard i, n_i the samples of those steps:
+
+    for each of R rounds:   w_i ← SGD from w on shard i, no communication      (K tasks)
+                            w   ← Σ n_i w_i / Σ n_i
+
+`rounds=1` is SimuParallelSGD as published (Algorithm 3): one average at the very end. It is a method for convex
+problems, where averaging K machines divides the variance of the result by K (Theorem 12) and leaves its bias alone. A
+neural network's loss is not convex: models that drift far apart average into a bad one, so networks want `rounds>1`,
+which averages before they drift. That is Local SGD.
+
+Citations: Zinkevich, M., Weimer, M., Smola, A., Li, L.: "Parallelized Stochastic Gradient Descent", NIPS 2010.
+Stich, S. U.: "Local SGD Converges Fast and Communicates Little", ICLR 2019 (several rounds).
+Deviations: all tasks start from the given parameters instead of zero (the zero network is a saddle point); the average
+is weighted by samples, the same thing for the paper's equal shards; the local optimizer's state starts anew each task,
+so at one step a task the method is large-batch plain SGD whatever the momentum.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from trainpool.errors import ConfigError
+from trainpool.messages import ShardId, Update
+from trainpool.strategies.protocol import Assignment, Plan
+from trainpool.vector import Vector, chunks
+
+__all__ = ["ParallelSGD"]
+
+
+@dataclass(frozen=True)
+class Early:
+    """An update before its turn. The sum follows the plan's order, so that any order of arrival gives the same bits."""
+
+    delta: Vector
+    samples: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that evolves."""
+
+    plan: Plan
+    parameters: Vector
+    """w: [trainable]."""
+    version: int
+    """Rounds completed."""
+    rounds: int
+    total: Vector
+    """Σ n_i Δ_i over this round's first `turn` shards: [trainable]."""
+    samples: int
+    """Σ n_i over the same."""
+    turn: int
+    early: dict[ShardId, Early]
+
+
+@dataclass(frozen=True)
+class ParallelSGD:
+    """Train side by side, then average: once as published, or in rounds as networks need."""
+
+    asynchronous: ClassVar[bool] = False
+
+    rounds: int = 0
+    """How often the models are averaged; 1 is the published method; 0 averages ten times a pass over the data."""
+
+    def init(self, parameters: Vector, plan: Plan) -> State:
+        """Start from the given parameters."""
+        if self.rounds < 0:
+            raise ConfigError(f"parallel-sgd: rounds must be 0 or more, not {self.rounds}")
+        rounds = plan.rounds(self.rounds)
+        return State(plan, parameters.copy(), 0, rounds, np.zeros_like(parameters), 0, 0, {})
+
+    def wanted(self, state: State) -> Sequence[ShardId]:
+        """The shards that this round still misses."""
+        if state.version == state.rounds:
+            return ()
+        return [shard.id for shard in state.plan.shards[state.turn :] if shard.id not in state.early]
+
+    def assign(self, state: State, shard: ShardId) -> Assignment:
+        """The round's parameters, for the shard's equal share of its steps."""
+        steps = state.plan.round_steps(shard, state.version, state.rounds)
+        return Assignment(state.parameters, state.version / state.rounds, 1 / (state.rounds * steps), steps)
+
+    def merge(self, state: State, shard: ShardId, update: Update) -> State:
+        """Add to the round's sum; average when it is complete."""
+        early = {**state.early, shard: Early(update.delta, update.samples)}
+        total, samples, turn = state.total, state.samples, state.turn
+        while turn < len(state.plan.shards) and (item := early.pop(state.plan.shards[turn].id, None)):
+            for part in chunks(total.size):
+                total[part] += item.delta[part] * total.dtype.type(item.samples)
+            samples, turn = samples + item.samples, turn + 1
+        if shard in early:
+            early[shard] = Early(update.delta.copy(), update.samples)
+        if turn < len(state.plan.shards):
+            return replace(state, total=total, samples=samples, turn=turn, early=early)
+        for part in chunks(total.size):
+            state.parameters[part] -= total[part] / total.dtype.type(samples)
+            total[part] = 0
+        return replace(state, version=state.version + 1, total=total, samples=0, turn=0, early=early)
+
+    def report(self, state: State) -> dict[str, float]:
+        """The rounds completed."""
+        return {"round": state.version}

@@ -1,0 +1,66 @@
+"""Serial SGD: one task at a time. The reference that every speed-up is measured against.
+
+Rule, with w the parameters and Δ the task's delta:
+
+    w ← w - Δ
+
+Task after task continues where the last one ended, so with plain SGD as the local optimizer any cutting into tasks
+gives exactly the parameters of one long run.
+
+Citation: Robbins, H., Monro, S.: "A Stochastic Approximation Method", Annals of Mathematical Statistics 22(3), 1951.
+Deviations: the local optimizer's momentum or moments start anew with each task, as they do in every strategy here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from trainpool.messages import ShardId, Update
+from trainpool.strategies.protocol import Assignment, Plan
+from trainpool.vector import Vector
+
+__all__ = ["Serial"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that evolves."""
+
+    plan: Plan
+    parameters: Vector
+    """w: [trainable]."""
+    version: int
+    trained: dict[ShardId, int]
+    """Merged steps of each shard."""
+
+
+@dataclass(frozen=True)
+class Serial:
+    """One worker, plain SGD: the baseline of every comparison."""
+
+    asynchronous: ClassVar[bool] = True
+
+    def init(self, parameters: Vector, plan: Plan) -> State:
+        """Start from the given parameters."""
+        return State(plan, parameters.copy(), 0, {})
+
+    def wanted(self, state: State) -> Sequence[ShardId]:
+        """The least trained shard, alone."""
+        return state.plan.unfinished(state.trained)[:1]
+
+    def assign(self, state: State, shard: ShardId) -> Assignment:
+        """The current parameters, for as many steps as the pace allows."""
+        progress = state.plan.progress(state.trained)
+        return Assignment(state.parameters, progress, state.plan[shard].batch / state.plan.budget)
+
+    def merge(self, state: State, shard: ShardId, update: Update) -> State:
+        """Move to where the task ended."""
+        np.subtract(state.parameters, update.delta, out=state.parameters)
+        trained = {**state.trained, shard: state.trained.get(shard, 0) + update.steps}
+        return replace(state, version=state.version + 1, trained=trained)
+
+    def report(self, state: State) -> dict[str, float]:
+        """Nothing of its own."""
+        return {}
