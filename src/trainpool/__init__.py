@@ -1,3 +1,77 @@
-"""Train PyTorch networks on computers you do not control."""
+"""Train PyTorch networks on computers you do not control.
+
+    import trainpool as tp
+
+    experiment = tp.Experiment(model=net, train=(x, y), test=(x_test, y_test))
+    result = tp.train(experiment, strategy=tp.Downpour(), pool=tp.LocalPool(workers=2), epochs=3, out="runs/a")
+
+Names are loaded when they are first used: importing the package imports neither PyTorch nor anything heavy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainpool.errors import ConfigError, DataError, ModelError, RunError, TrainpoolError
+    from trainpool.experiment import Experiment, Normalize
+    from trainpool.messages import Recipe
+    from trainpool.pools.local import LocalPool
+    from trainpool.strategies import ADMM, Downpour, ParallelSGD, Serial
+    from trainpool.training import Result, resume, train
 
 __version__ = "0.1.0"
+
+PLACES = {
+    "ADMM": "strategies",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "Downpour": "strategies",
+    "Experiment": "experiment",
+    "LocalPool": "pools.local",
+    "ModelError": "errors",
+    "Normalize": "experiment",
+    "ParallelSGD": "strategies",
+    "Recipe": "messages",
+    "Result": "training",
+    "RunError": "errors",
+    "Serial": "strategies",
+    "TrainpoolError": "errors",
+    "resume": "training",
+    "train": "training",
+}
+
+__all__ = [
+    "ADMM",
+    "ConfigError",
+    "DataError",
+    "Downpour",
+    "Experiment",
+    "LocalPool",
+    "ModelError",
+    "Normalize",
+    "ParallelSGD",
+    "Recipe",
+    "Result",
+    "RunError",
+    "Serial",
+    "TrainpoolError",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PLACES:
+        raise AttributeError(f"module 'trainpool' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(f"trainpool.{PLACES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "cloudpickle"):
+            raise ImportError(f"trainpool.{name} needs PyTorch: pip install 'trainpool[torch]'") from error
+        raise
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -23,11 +23,27 @@ from trainpool.kernels.protocol import Evaluation
 from trainpool.pools.protocol import Arrival, Evaluated, Pool
 from trainpool.vector import Vector
 
-__all__ = ["Drive", "Observer"]
+__all__ = ["Drive", "Moment", "Observer"]
 
 SNAPSHOT_SECONDS = 30.0
 TICK_SECONDS = 5.0
 DRAIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A run's numbers when a model was taken for evaluation."""
+
+    seconds: float
+    samples: int
+    loss: float
+    """A moving mean of the training loss over tasks."""
+    staleness: float
+    """Mean over the updates so far, in versions."""
+    updates: int
+    rejected: int
+    report: dict[str, float]
+    """The strategy's own numbers."""
 
 
 class Observer(Protocol):
@@ -39,8 +55,8 @@ class Observer(Protocol):
     def rejected(self, drive: "Drive", command: Rejected) -> None:
         """An answer was not merged."""
 
-    def evaluated(self, drive: "Drive", result: Evaluation, samples: int, now: float) -> None:
-        """The model was evaluated as it was at `now`, after `samples`."""
+    def evaluated(self, drive: "Drive", result: Evaluation, moment: Moment) -> None:
+        """The model of an earlier moment was evaluated."""
 
     def refresh(self, drive: "Drive") -> None:
         """Called a few times a second."""
@@ -66,8 +82,8 @@ class Drive:
     """The pool's clock when the first worker was ready: waiting for interpreters to start is not training."""
     mark: int = 0
     """Samples at the next evaluation."""
-    evaluating: tuple[int, float] | None = None
-    """Samples and time of the evaluation under way."""
+    evaluating: Moment | None = None
+    """Of the evaluation under way."""
     measured_at: int = -1
     """Samples at the last evaluation that ended."""
     ended: float | None = None
@@ -145,8 +161,17 @@ class Drive:
     def evaluate(self) -> None:
         """Begin an evaluation if none is under way; merging goes on beside it."""
         if self.evaluating is None and self.pool.evaluate(self.vector()):
-            self.evaluating = (self.coordinator.samples, self.now())
-            self.mark = self.coordinator.samples + self.evaluate_every
+            coordinator, memory = self.coordinator, self.coordinator.memory
+            self.evaluating = Moment(
+                seconds=self.now(),
+                samples=coordinator.samples,
+                loss=memory.loss,
+                staleness=memory.staleness / max(memory.updates, 1),
+                updates=memory.updates,
+                rejected=memory.rejected,
+                report=coordinator.strategy.report(coordinator.state),
+            )
+            self.mark = coordinator.samples + self.evaluate_every
 
     def evaluate_last(self) -> None:
         """Evaluate the finished model, and wait for it."""
@@ -160,6 +185,6 @@ class Drive:
     def measured(self, result: Evaluation) -> None:
         """Pass on an evaluation."""
         assert self.evaluating is not None
-        samples, now = self.evaluating
-        self.evaluating, self.measured_at = None, samples
-        self.observer.evaluated(self, result, samples, now)
+        moment, self.evaluating = self.evaluating, None
+        self.measured_at = moment.samples
+        self.observer.evaluated(self, result, moment)

@@ -55,6 +55,8 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     device: str
     """A PyTorch device, or `auto`: the CUDA device of this worker's number where there is one."""
     number: int
+    polite: bool
+    """Leave the processor to others while they want it: an evaluation must not slow the training."""
     path: list[str]
     """The parent's `sys.path`, so that the author's modules are found."""
 
@@ -220,6 +222,8 @@ def main() -> None:
     setup = inbox.get()
     assert isinstance(setup, Setup)
     sys.path[:] = setup.path
+    if setup.polite and hasattr(os, "nice"):
+        os.nice(10)
     try:
         worker = Worker(setup)
     except Exception as error:

@@ -149,6 +149,7 @@ class LocalPool:
             threads=self.threads,
             device=self.device,
             number=number,
+            polite=name == EVALUATOR,
             path=sys.path,
         )
         return Process(name, self.job, setup, self.inbox)

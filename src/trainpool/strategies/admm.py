@@ -97,6 +97,10 @@ class ADMM:
     relative_tolerance: float = 1e-2
     """ε_rel."""
 
+    def shards(self, workers: int) -> int:
+        """One a worker: every round waits for all of them."""
+        return workers
+
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters with zero duals."""
         if not is_finite_positive(self.rho) or not 0 < self.relaxation < 2:

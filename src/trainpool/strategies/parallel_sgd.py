@@ -66,6 +66,10 @@ class ParallelSGD:
     rounds: int = 0
     """How often the models are averaged; 1 is the published method; 0 averages ten times a pass over the data."""
 
+    def shards(self, workers: int) -> int:
+        """One a worker: every round waits for all of them."""
+        return workers
+
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters."""
         if self.rounds < 0:

@@ -116,6 +116,9 @@ class Strategy(Protocol[S]):
     asynchronous: ClassVar[bool]
     """Whether an update is merged at once; otherwise it waits for the rest of its round."""
 
+    def shards(self, workers: int) -> int:
+        """How many shards suit the method with that many workers, where the user does not say."""
+
     def init(self, parameters: Vector, plan: Plan) -> S:
         """The first state. Raises ConfigError where the hyper-parameters do not fit the plan."""
 

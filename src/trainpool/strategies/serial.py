@@ -42,6 +42,10 @@ class Serial:
 
     asynchronous: ClassVar[bool] = True
 
+    def shards(self, workers: int) -> int:
+        """One: the whole data set, in one order."""
+        return 1
+
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters."""
         return State(plan, parameters.copy(), 0, {})

@@ -1,0 +1,152 @@
+"""What a run leaves in its folder: metrics as it goes; a summary, the model and a plot at the end."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TypedDict
+
+from trainpool import wire
+from trainpool.coordinator import Accepted, Rejected
+from trainpool.drive import Drive, Moment
+from trainpool.kernels.protocol import Evaluation
+
+__all__ = ["Record", "Recorder", "Summary", "read_metrics"]
+
+
+class Record(TypedDict):
+    """One evaluation: a line of `metrics.jsonl`."""
+
+    seconds: float
+    """Of training, when the evaluated model was taken."""
+    samples: int
+    epoch: float
+    train_loss: float
+    """A moving mean over tasks."""
+    test_loss: float
+    test_accuracy: float | None
+    staleness: float
+    """Mean over the updates so far, in versions."""
+    updates: int
+    rejected: int
+    strategy: dict[str, float]
+    """The strategy's own numbers."""
+
+
+class Summary(TypedDict):
+    """The end of a run: `summary.json`."""
+
+    strategy: str
+    finished: bool
+    test_accuracy: float | None
+    test_loss: float | None
+    samples: int
+    epochs: float
+    seconds: float
+    """Of training: from the first worker's readiness to the last update, over all resumes."""
+    samples_per_second: float
+    updates: int
+    rejected: int
+    staleness: float
+    bytes_down: int
+    bytes_up: int
+    workers: int
+
+
+def read_metrics(folder: Path) -> list[Record]:
+    """The records of a run's folder; a line that a crash cut short is left out."""
+    path = folder / "metrics.jsonl"
+    records: list[Record] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+class Recorder:
+    """Writes a run's folder."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
+        """Continue what the folder has."""
+        self.folder = folder
+        self.history = read_metrics(folder)
+        self.board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"))
+
+    def accepted(self, drive: Drive, command: Accepted) -> None:
+        """Training loss, for TensorBoard."""
+        if self.board is not None and math.isfinite(command.report.loss):
+            self.board.add_scalar("loss/train", command.report.loss, drive.coordinator.samples)
+
+    def rejected(self, drive: Drive, command: Rejected) -> None:
+        """Every rejection with its reason: a line of `rejected.jsonl`."""
+        line = {
+            "seconds": round(drive.now(), 3),
+            "worker": command.worker,
+            "task": command.task,
+            "reason": command.reason,
+        }
+        with (self.folder / "rejected.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def evaluated(self, drive: Drive, result: Evaluation, moment: Moment) -> None:
+        """One more record."""
+        samples = moment.samples
+        record = Record(
+            seconds=round(moment.seconds, 3),
+            samples=samples,
+            epoch=round(samples / drive.coordinator.plan.samples, 4),
+            train_loss=round(moment.loss, 6),
+            test_loss=round(result.loss, 6),
+            test_accuracy=result.accuracy,
+            staleness=round(moment.staleness, 3),
+            updates=moment.updates,
+            rejected=moment.rejected,
+            strategy=moment.report,
+        )
+        self.history.append(record)
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.board is not None:
+            self.board.add_scalar("loss/test", result.loss, samples)
+            if result.accuracy is not None:
+                self.board.add_scalar("accuracy/test", result.accuracy, samples)
+            for name, value in record["strategy"].items():
+                self.board.add_scalar(f"strategy/{name}", value, samples)
+
+    def refresh(self, drive: Drive) -> None:
+        """Nothing: the folder has no clock."""
+
+    def finish(self, drive: Drive, strategy: str) -> Summary:
+        """Write `summary.json` and `curve.png`."""
+        coordinator, memory = drive.coordinator, drive.coordinator.memory
+        last = self.history[-1] if self.history and self.history[-1]["samples"] == coordinator.samples else None
+        seconds = drive.now()
+        summary = Summary(
+            strategy=strategy,
+            finished=drive.finished,
+            test_accuracy=last["test_accuracy"] if last else None,
+            test_loss=last["test_loss"] if last else None,
+            samples=coordinator.samples,
+            epochs=round(coordinator.samples / coordinator.plan.samples, 4),
+            seconds=round(seconds, 3),
+            samples_per_second=round(coordinator.samples / seconds, 2) if seconds else 0.0,
+            updates=memory.updates,
+            rejected=memory.rejected,
+            staleness=round(memory.staleness / max(memory.updates, 1), 3),
+            bytes_down=memory.bytes_down,
+            bytes_up=memory.bytes_up,
+            workers=drive.pool.workers,
+        )
+        wire.write(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        if self.board is not None:
+            self.board.close()
+        if self.history:
+            from trainpool.plots import curves
+
+            curves({strategy: self.history}, self.folder / "curve.png")
+        return summary

@@ -1,0 +1,372 @@
+"""Train an experiment on a pool, or continue a run."""
+
+import copy
+import hashlib
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import cloudpickle
+import msgspec
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from trainpool import strategies, wire
+from trainpool.coordinator import Accepted, Coordinator, Rejected, Restarted
+from trainpool.data import Manifest, default_cache, prepare, whole
+from trainpool.data.shards import load as load_shard
+from trainpool.display import Display
+from trainpool.drive import Drive, Moment, Observer
+from trainpool.errors import ConfigError, RunError
+from trainpool.experiment import Experiment, load_experiment
+from trainpool.journal import Journal, disk
+from trainpool.kernels.protocol import Evaluation
+from trainpool.kernels.torch import dtype_of, layout_of, trained_tensors, vector_of
+from trainpool.messages import Recipe
+from trainpool.pools.local import LocalPool
+from trainpool.pools.protocol import Job
+from trainpool.record import Record, Recorder, Summary
+from trainpool.strategies import AnyStrategy, Plan
+from trainpool.vector import Layout, Vector
+
+__all__ = ["Config", "Result", "Run", "begin", "carry_on", "resume", "train"]
+
+Progress = Callable[[int, int], None]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """What a run is, as `config.json` keeps it: enough to resume."""
+
+    name: str
+    strategy: str
+    settings: dict[str, Any]
+    recipe: Recipe
+    epochs: float
+    seed: int
+    workers: int
+    threads: int
+    device: str
+    evaluate_every: int
+    train: Manifest
+    test: Manifest | None
+    cache: str
+    skew: float | None = None
+    tensorboard: bool = False
+    keep_journal: bool = False
+    source: str = ""
+    """The experiment's `file.py:name`, where it came from one."""
+    source_hash: str = ""
+    """The SHA-256 of that file when the run began."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's outcome."""
+
+    model: nn.Module
+    """The author's model with the trained parameters."""
+    history: list[Record]
+    """Every evaluation, the earliest first."""
+    parameters: Vector
+    """Parameters and buffers as one flat vector: `[size]`."""
+    summary: Summary
+    folder: Path | None
+    """Where the run's files are; None where `out` was not given."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to go on: its folder, what it is, and what it needs."""
+
+    home: Path
+    config: Config
+    strategy: AnyStrategy
+    pool: LocalPool
+    model: nn.Module
+    fresh: bool
+    """Whether it begins; otherwise its journal says where it stands."""
+
+
+def train(experiment: Experiment, *, out: str | Path | None = None, quiet: bool = False, **options: Any) -> Result:
+    """Train an experiment; its model is trained in place.
+
+    Args:
+        experiment: model, data and loss.
+        out: the run's folder, which must not exist; without one nothing is kept but the result.
+        quiet: show nothing.
+        **options: of `begin`: strategy, recipe, pool, epochs, seed, shards, skew, evaluate_every, cache, tensorboard,
+            keep_journal.
+
+    Raises:
+        TrainpoolError: one line that says what is wrong and what to do.
+        KeyboardInterrupt: after Ctrl+C; all is saved in `out`, where there is one.
+    """
+    if out is not None:
+        return carry_on(begin(experiment, out=out, **options), quiet=quiet)
+    with tempfile.TemporaryDirectory(prefix="trainpool-", ignore_cleanup_errors=True) as folder:
+        return replace(carry_on(begin(experiment, out=folder, **options), quiet=quiet), folder=None)
+
+
+def begin(
+    experiment: Experiment,
+    *,
+    out: str | Path,
+    strategy: AnyStrategy | str = "parallel-sgd",
+    recipe: Recipe | None = None,
+    pool: LocalPool | None = None,
+    epochs: float = 3,
+    seed: int = 0,
+    shards: int = 0,
+    skew: float | None = None,
+    evaluate_every: float = 0.5,
+    cache: str | Path | None = None,
+    tensorboard: bool = False,
+    keep_journal: bool = False,
+    source: str = "",
+    progress: Progress | None = None,
+) -> Run:
+    """Check everything, cut the data into shards and make the run's folder.
+
+    Args:
+        experiment: model, data and loss.
+        out: the run's folder; it must be empty or not exist.
+        strategy: how updates are merged: an instance, or a name with default settings.
+        recipe: what a worker does with a task; `Recipe()` by default.
+        pool: where workers run; one process a core by default.
+        epochs: passes over the training data.
+        seed: of the shards and of every batch's order. The model's first parameters are the caller's.
+        shards: how many the data are cut into; 0 leaves it to the strategy.
+        skew: cut shards whose labels differ, by a Dirichlet distribution with this parameter; smaller differs more.
+        evaluate_every: passes over the data between evaluations; 0 evaluates at the end alone.
+        cache: the folder where shards are kept between runs; the user's cache folder by default.
+        tensorboard: write TensorBoard files too.
+        keep_journal: keep every update, so that `trainpool.journal.replay` can rebuild the run from its start.
+        source: the experiment's `file.py:name`, which `resume` then checks for changes.
+        progress: told (done, total) samples while data are cut into shards.
+
+    Raises:
+        TrainpoolError: one line that says what is wrong and what to do.
+    """
+    method = strategies.build(strategy) if isinstance(strategy, str) else strategy
+    pool = pool or LocalPool()
+    if epochs <= 0 or evaluate_every < 0 or shards < 0:
+        raise ConfigError(f"epochs must be above 0 (it is {epochs:g}), evaluate_every and shards must not be negative")
+    home = Path(out)
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+        hint = f"continue it with `trainpool resume {home}`" if (home / "config.json").exists() else "it is not empty"
+        raise RunError(f"{home} exists: {hint}, or choose another folder")
+    train_source, test_source = experiment.sources()
+    place = default_cache() if cache is None else Path(cache)
+    count = shards or min(method.shards(pool.workers), len(train_source))
+    manifest, shard_folder = prepare(train_source, count, cache=place, seed=seed, skew=skew, progress=progress)
+    test = whole(test_source, cache=place)[0] if test_source is not None else None
+    sample = load_shard(shard_folder, manifest.shards[0].id)
+    experiment.check(sample["x"], sample["y"], manifest.classes)
+    config = Config(
+        name=experiment.name,
+        strategy=strategies.name_of(method),
+        settings=msgspec.to_builtins(method),
+        recipe=recipe or Recipe(),
+        epochs=epochs,
+        seed=seed,
+        workers=pool.workers,
+        threads=pool.threads,
+        device=pool.device,
+        evaluate_every=round(evaluate_every * manifest.samples) if test else -1,
+        train=manifest,
+        test=test,
+        cache=str(place.resolve()),
+        skew=skew,
+        tensorboard=tensorboard,
+        keep_journal=keep_journal,
+        source=source,
+        source_hash=source_digest(source),
+    )
+    with disk(home):
+        home.mkdir(parents=True, exist_ok=True)
+        wire.write(home / "config.json", msgspec.json.format(msgspec.json.encode(config), indent=2))
+        parts = (copy.deepcopy(experiment.model).cpu(), experiment.loss_function(), experiment.preprocess)
+        wire.write(home / "program.pkl", cloudpickle.dumps(parts))
+    return Run(home, config, method, pool, experiment.model, fresh=True)
+
+
+def resume(out: str | Path, *, strategy: AnyStrategy | None = None, quiet: bool = False, workers: int = 0) -> Result:
+    """Continue a run after Ctrl+C, a crash or a power cut, from the last accepted update.
+
+    Args:
+        out: the run's folder.
+        strategy: the run's strategy, needed only where it is not one of this package's.
+        quiet: show nothing.
+        workers: how many worker processes now; 0 means as many as before.
+
+    Raises:
+        RunError: there is no run, it is finished, or its code or data have changed.
+    """
+    home = Path(out)
+    path = home / "config.json"
+    if not path.exists():
+        raise RunError(f"{home} holds no run (it has no config.json)")
+    try:
+        config = msgspec.json.decode(path.read_bytes(), type=Config)
+    except msgspec.MsgspecError as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    if (home / "model.safetensors").exists():
+        raise RunError(f"{home} is finished; its model is {home / 'model.safetensors'}")
+    if config.source_hash and source_digest(config.source) != config.source_hash:
+        raise RunError(f"{config.source} has changed since the run began: restore it, or start a new run")
+    if strategy is None:
+        if config.strategy not in strategies.discover():
+            raise RunError(
+                f"{config.strategy} is not this package's: resume with tp.resume({str(home)!r}, strategy=...)"
+            )
+        strategy = strategies.build(config.strategy, config.settings)
+    check_data(config)
+    try:
+        # The author's own program, written by this machine's user when the run began.
+        model = cloudpickle.loads((home / "program.pkl").read_bytes())[0]
+    except (OSError, ImportError, AttributeError) as error:
+        raise RunError(f"the run's code cannot be loaded, has it moved? {type(error).__name__}: {error}") from error
+    pool = LocalPool(workers or config.workers, threads=config.threads, device=config.device)
+    return carry_on(Run(home, config, strategy, pool, model, fresh=False), quiet=quiet)
+
+
+def carry_on(run: Run, *, quiet: bool = False) -> Result:
+    """Train until the end, from the start or from where the journal stands.
+
+    Raises:
+        RunError: it stopped, and why; what was accepted is kept.
+        KeyboardInterrupt: after Ctrl+C, when all is saved.
+    """
+    home, config, pool, model = run.home, run.config, run.pool, run.model
+    layout = layout_of(model)
+    plan = Plan.of({shard.id: shard.samples for shard in config.train.shards}, config.recipe, config.epochs)
+    coordinator = Coordinator(run.strategy, plan, layout, vector_of(model), seed=config.seed)
+    journal = Journal(home, keep=config.keep_journal)
+    try:
+        elapsed = 0.0
+        if run.fresh:
+            journal.snapshot(coordinator)
+        else:
+            elapsed = journal.recover(coordinator)
+            journal.append(Restarted(), elapsed)
+            coordinator.handle(Restarted(), elapsed)
+        recorder = Recorder(home, tensorboard=config.tensorboard)
+        observers: list[Observer] = [recorder]
+        title = f"{config.name}: {config.strategy}, {pool.workers} worker{'s' if pool.workers > 1 else ''}"
+        display = Display(title)
+        drive = Drive(coordinator, pool, journal, Several(observers), config.evaluate_every, elapsed)
+        job = Job(
+            layout=layout,
+            dtype=np.dtype(str(dtype_of(model)).removeprefix("torch.")),
+            program=home / "program.pkl",
+            shards=Path(config.cache) / "shards",
+            test=config.test.shards[0].id if config.test else None,
+            log=home / "workers.log",
+        )
+        with interruptible(drive):
+            pool.open(job)
+            try:
+                if quiet:
+                    drive.run()
+                else:
+                    with display:
+                        observers.append(display)
+                        drive.run()
+            finally:
+                pool.close()
+        summary = recorder.finish(drive, config.strategy)
+    finally:
+        journal.close()
+    if drive.stopped:
+        raise RunError(f"training stopped: {drive.stopped}. What was accepted is kept in {home}")
+    if not drive.finished:
+        raise KeyboardInterrupt
+    vector = drive.vector()
+    load_into(model, layout, vector)
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    wire.write(home / "model.safetensors", safetensors.torch.save(state))
+    return Result(model, recorder.history, vector, summary, home)
+
+
+def load_into(model: nn.Module, layout: Layout, vector: Vector) -> None:
+    """Copy a flat vector into a model's parameters and buffers."""
+    tensors = trained_tensors(model)
+    with torch.no_grad():
+        for name, view in layout.views(vector).items():
+            tensors[name][0].copy_(torch.from_numpy(view))
+
+
+def check_data(config: Config) -> None:
+    """Make shards again that have left the cache; they must come out with the same hashes."""
+    held = Path(config.cache) / "shards"
+    wanted = [*config.train.shards, *(config.test.shards if config.test else ())]
+    if all((held / f"{shard.id}.safetensors").exists() for shard in wanted):
+        return
+    if not config.source:
+        raise RunError(f"shards have left the cache {config.cache}: put them back, or start a new run")
+    train, test = load_experiment(config.source).sources()
+    place, count = Path(config.cache), len(config.train.shards)
+    made = prepare(train, count, cache=place, seed=config.seed, skew=config.skew)[0]
+    if made.id != config.train.id or (config.test and test and whole(test, cache=place)[0].id != config.test.id):
+        raise RunError("the data have changed since the run began: restore them, or start a new run")
+
+
+def source_digest(source: str) -> str:
+    """The SHA-256 of an experiment's file; empty where it came from no file."""
+    path = Path(source.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if source and path.is_file() else ""
+
+
+@contextmanager
+def interruptible(drive: Drive) -> Iterator[None]:
+    """Let the first Ctrl+C end the run in order, the second at once."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if drive.interrupted:
+            raise KeyboardInterrupt
+        drive.interrupted = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread alone
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class Several:
+    """Several observers as one."""
+
+    def __init__(self, observers: list[Observer]) -> None:
+        self.observers = observers
+
+    def accepted(self, drive: Drive, command: Accepted) -> None:
+        """Tell all."""
+        for observer in self.observers:
+            observer.accepted(drive, command)
+
+    def rejected(self, drive: Drive, command: Rejected) -> None:
+        """Tell all."""
+        for observer in self.observers:
+            observer.rejected(drive, command)
+
+    def evaluated(self, drive: Drive, result: Evaluation, moment: Moment) -> None:
+        """Tell all."""
+        for observer in self.observers:
+            observer.evaluated(drive, result, moment)
+
+    def refresh(self, drive: Drive) -> None:
+        """Tell all."""
+        for observer in self.observers:
+            observer.refresh(drive)
