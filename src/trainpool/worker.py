@@ -143,28 +143,15 @@ class Slot:
         self.out = whole[size + trainable :]
 
 
-def load_kernel(setup: Setup) -> tuple[Kernel, str]:
-    """The kernel of the author's program, and the name of its device."""
-    import cloudpickle
-    import torch
-
-    from trainpool.kernels.torch import TorchKernel
-
-    torch.set_num_threads(setup.threads)
-    device = setup.device
-    if device == "auto":
-        device = f"cuda:{setup.number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    # The author's own program, written by the parent process on this machine: never bytes from elsewhere.
-    model, loss, preprocess = cloudpickle.loads(Path(setup.program).read_bytes())
-    return TorchKernel(model, loss, preprocess, device), device
-
-
 class Worker:
     """Does what the parent commands, one thing at a time."""
 
     def __init__(self, setup: Setup) -> None:
         """Load the kernel and open the shared memory."""
-        self.kernel, self.device = load_kernel(setup)
+        from trainpool.kernels.torch import load
+
+        self.kernel: Kernel
+        self.kernel, self.device = load(Path(setup.program), setup.device, setup.number, setup.threads)
         self.slot = Slot(Path(setup.memory), setup.layout, np.dtype(setup.dtype))
         self.shards = Path(setup.shards)
         self.loaded: dict[ShardId, dict[str, np.ndarray[Any, Any]]] = {}

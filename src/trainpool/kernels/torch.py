@@ -5,11 +5,11 @@ optimizer step touches each parameter once; parameters are copied once on the wa
 out; a shard stays on the device between tasks.
 """
 
-import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from trainpool.kernels.protocol import Arrays, Evaluation, KernelError
 from trainpool.messages import Recipe, Report, Task
 from trainpool.vector import Layout, Role, Vector
 
-__all__ = ["TorchKernel", "layout_of", "vector_of"]
+__all__ = ["TorchKernel", "layout_of", "load", "vector_of"]
 
 Loss = Callable[[Any, Tensor], Tensor]
 Preprocess = Callable[[Tensor], Any]
@@ -274,8 +274,16 @@ def slices(size: int, step: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, size, step))
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A SHA-256 of a model's structure and first parameters, to notice that code changed between start and resume."""
-    digest = hashlib.sha256(repr(model).encode())
-    digest.update(vector_of(model).tobytes())
-    return digest.hexdigest()
+def load(program: Path, device: str, number: int, threads: int) -> tuple[TorchKernel, str]:
+    """The kernel of an author's pickled (model, loss, preprocess), and the name of its device.
+
+    `device` `auto` is the GPU that falls to worker `number`, or the CPU. The file must be this machine's own user's:
+    unpickling executes it.
+    """
+    import cloudpickle
+
+    torch.set_num_threads(threads)
+    if device == "auto":
+        device = f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    model, loss, preprocess = cloudpickle.loads(program.read_bytes())
+    return TorchKernel(model, loss, preprocess, device), device

@@ -1,0 +1,229 @@
+"""Real processes, really killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+import safetensors.torch
+from conftest import small_data
+from torch import nn
+
+import trainpool as tp
+from trainpool import training
+from trainpool.coordinator import Coordinator, Send
+from trainpool.journal import Journal, replay
+from trainpool.kernels.torch import layout_of, vector_of
+from trainpool.strategies import Plan
+from trainpool.training import Config
+
+EXPERIMENT = """
+import numpy as np, torch, trainpool as tp
+from torch import nn
+torch.manual_seed(0)
+generator = np.random.default_rng(0)
+y = generator.integers(0, 8, 2000)
+x = generator.integers(0, 120, (2000, 1, 8, 8), dtype=np.uint8)
+x[np.arange(2000), 0, y] += 100
+net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 8))
+experiment = tp.Experiment(net, (x, y), (x[:100], y[:100]))
+"""
+
+posix = pytest.mark.skipif(os.name != "posix", reason="kills by signal")
+
+
+class Murderous(tp.LocalPool):
+    """Kills the worker that gets the n-th task, right after sending it."""
+
+    def __init__(self, victims: set[int]) -> None:
+        super().__init__(2, threads=1)
+        self.victims, self.sent = victims, 0
+
+    def send(self, command: Send) -> None:
+        super().send(command)
+        if self.sent in self.victims:
+            self.processes[command.worker].child.kill()
+        self.sent += 1
+
+
+def test_workers_killed_in_mid_task_are_replaced_and_nothing_is_lost(
+    experiment: tp.Experiment, cache: Path, tmp_path: Path
+) -> None:
+    pool = Murderous({0, 3, 8})
+    run = training.begin(
+        experiment, strategy=tp.ParallelSGD(rounds=6), pool=pool, epochs=6, out=tmp_path / "run", cache=cache, keep_journal=True
+    )
+    plan = Plan.of({shard.id: shard.samples for shard in run.config.train.shards}, run.config.recipe, 6)
+    start = vector_of(experiment.model).copy()
+    layout = layout_of(experiment.model)
+    result = training.carry_on(run, quiet=True)
+    assert result.summary["samples"] == plan.budget
+    coordinator = replay(tmp_path / "run", Coordinator(run.strategy, plan, layout, start))
+    ledger = coordinator.memory.ledger.values()
+    assert sum(entry.lost for entry in ledger) == 3
+    assert sum(entry.leased for entry in ledger) == 3 + sum(entry.accepted for entry in ledger)
+    assert np.concatenate([coordinator.parameters, coordinator.buffers]).tobytes() == result.parameters.tobytes()
+
+
+def test_a_program_that_always_kills_its_worker_ends_the_run(cache: Path, tmp_path: Path) -> None:
+    class Deadly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 8)
+            self.parent = os.getpid()
+
+        def forward(self, x: object) -> object:
+            if os.getpid() != self.parent:
+                print("out of cheese", file=sys.stderr, flush=True)
+                os._exit(3)
+            return self.layer(x.flatten(1))  # type: ignore[attr-defined]
+
+    with pytest.raises(tp.RunError, match="died without finishing a task: its last line was 'out of cheese'"):
+        tp.train(
+            tp.Experiment(Deadly(), small_data(64)),
+            pool=tp.LocalPool(1, threads=1),
+            out=tmp_path / "run",
+            cache=cache,
+            quiet=True,
+        )
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "trainpool.cli", *arguments, "--quiet", "--debug"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for_growth(path: Path, growth: int, child: subprocess.Popen[bytes]) -> None:
+    """Wait until a file has grown by so many bytes, or the process has ended."""
+    before = path.stat().st_size if path.exists() else 0
+    while child.poll() is None and (path.stat().st_size if path.exists() else 0) - before < growth:
+        Event().wait(0.005)
+
+
+def wait_for_end(processes: list[psutil.Process]) -> None:
+    """All of them are gone soon."""
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@posix
+def test_the_parent_killed_ten_times_loses_nothing_and_leaves_no_orphans(tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(EXPERIMENT)
+    home, moments = tmp_path / "run", random.Random(1)
+    train = ["train", f"{tmp_path / 'small.py'}:experiment", "--strategy", "downpour", "--workers", "2", "--threads", "1"]
+    train += ["--epochs", "60", "--set", "steps=10", "--cache", str(tmp_path / "cache"), "--out", str(home), "--keep-journal"]
+    log = home / "journal.sqlite-wal"
+    arguments, samples = train, 0
+    for _ in range(10):
+        child = start(arguments)
+        wait_for_growth(log, moments.randrange(4_000, 80_000), child)
+        assert child.poll() is None, child.stderr.read().decode()
+        family = psutil.Process(child.pid).children(recursive=True)
+        child.kill()
+        child.wait()
+        wait_for_end(family)
+        arguments = ["resume", str(home)]
+        accepted = replayed(home).samples
+        assert accepted >= samples
+        samples = accepted
+    assert 0 < samples
+    child = start(arguments)
+    _, errors = child.communicate(timeout=300)
+    assert child.returncode == 0, errors.decode()
+    coordinator = replayed(home)
+    assert coordinator.samples == coordinator.plan.budget
+    for entry in coordinator.memory.ledger.values():
+        assert entry.leased == entry.accepted + entry.rejected + entry.failed + entry.lost
+    model = coordinator_model()
+    model.load_state_dict(safetensors.torch.load_file(home / "model.safetensors"))
+    final = np.concatenate([coordinator.parameters, coordinator.buffers])
+    assert vector_of(model).tobytes() == final.tobytes()
+    summary = json.loads((home / "summary.json").read_text())
+    assert summary["samples"] == coordinator.plan.budget
+    assert summary["test_accuracy"] > 0.9
+
+
+def coordinator_model() -> nn.Module:
+    """The network of `EXPERIMENT`."""
+    names: dict[str, object] = {}
+    exec(EXPERIMENT, names)
+    return names["net"]  # type: ignore[return-value]
+
+
+def replayed(home: Path) -> Coordinator:
+    """The coordinator of a run of `EXPERIMENT`, from its journal's first event."""
+    config = msgspec.json.decode((home / "config.json").read_bytes(), type=Config)
+    model = coordinator_model()
+    plan = Plan.of({shard.id: shard.samples for shard in config.train.shards}, config.recipe, config.epochs)
+    strategy = tp.Downpour(**config.settings)
+    return replay(home, Coordinator(strategy, plan, layout_of(model), vector_of(model), seed=config.seed))
+
+
+@posix
+def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(EXPERIMENT)
+    home = tmp_path / "run"
+    arguments = ["train", f"{tmp_path / 'small.py'}:experiment", "--strategy", "serial", "--workers", "1", "--threads", "1"]
+    arguments += ["--epochs", "40", "--cache", str(tmp_path / "cache"), "--out", str(home)]
+    child = start(arguments)
+    wait_for_growth(home / "journal.sqlite-wal", 5_000, child)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 130, errors.decode()
+    assert "trainpool resume" in errors.decode()
+    done = json.loads((home / "summary.json").read_text())
+    assert not done["finished"]
+    (tmp_path / "small.py").write_text(EXPERIMENT + "\n# changed\n")
+    with pytest.raises(tp.RunError, match="has changed since the run began"):
+        tp.resume(home, quiet=True)
+    (tmp_path / "small.py").write_text(EXPERIMENT)
+    result = tp.resume(home, quiet=True)
+    assert result.summary["finished"]
+    assert result.summary["samples"] > done["samples"]
+    assert result.summary["seconds"] > done["seconds"]
+    with pytest.raises(tp.RunError, match="is finished"):
+        tp.resume(home)
+
+
+def test_a_run_that_is_going_on_cannot_be_resumed(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
+    training.begin(experiment, pool=tp.LocalPool(1), out=tmp_path / "run", cache=cache)
+    journal = Journal(tmp_path / "run")
+    with pytest.raises(tp.RunError, match="in use by another process"):
+        tp.resume(tmp_path / "run", quiet=True)
+    journal.close()
+
+
+def test_a_full_disk_is_said_in_one_line_and_loses_nothing(
+    experiment: tp.Experiment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainpool import wire
+
+    run = training.begin(experiment, strategy="serial", pool=tp.LocalPool(1, threads=1), epochs=20, out=tmp_path / "run", cache=cache)
+    written = wire.write
+
+    def full(path: Path, data: bytes) -> None:
+        if path.parent.name == "blobs" and path.stem > "12":
+            raise OSError(28, "No space left on device")
+        written(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "write", full)
+        with pytest.raises(tp.RunError, match=r"cannot write to .*No space left on device.*make room"):
+            training.carry_on(run, quiet=True)
+    assert tp.resume(tmp_path / "run", quiet=True).summary["finished"]
+
+
+def test_a_damaged_journal_is_said_in_one_line(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
+    training.begin(experiment, pool=tp.LocalPool(1), out=tmp_path / "run", cache=cache)
+    (tmp_path / "run" / "journal.sqlite").write_bytes(b"nonsense" * 1000)
+    with pytest.raises(tp.RunError, match="damaged"):
+        tp.resume(tmp_path / "run", quiet=True)
