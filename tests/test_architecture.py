@@ -108,6 +108,7 @@ def test_nothing_is_unpickled_but_the_authors_own_program() -> None:
     users = {
         str(path.relative_to(SOURCE))
         for path in MODULES
-        if {name.split(".")[0] for name in imports(path)} & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+        if {name.split(".")[0] for name in imports(path)}
+        & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
     }
     assert {Path(user).as_posix() for user in users} == {"kernels/torch.py", "training.py"}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import small_data
 from torch import nn
 
 import trainpool as tp
+from conftest import small_data
 from trainpool import strategies
 from trainpool.coordinator import Coordinator
 from trainpool.journal import replay
@@ -93,9 +93,13 @@ def test_a_custom_loss_and_a_float_target(cache: Path) -> None:
     x = generator.standard_normal((300, 5)).astype(np.float32)
     y = x @ np.arange(1, 6, dtype=np.float32)[:, None]
     factor = 2.0  # a closure: the loss travels to the workers by value
-    experiment = tp.Experiment(nn.Linear(5, 1), (x, y), (x, y), loss=lambda out, target: factor * ((out - target) ** 2).mean())
+    experiment = tp.Experiment(
+        nn.Linear(5, 1), (x, y), (x, y), loss=lambda out, target: factor * ((out - target) ** 2).mean()
+    )
     pool = tp.LocalPool(2, threads=1)
-    result = tp.train(experiment, strategy="admm", pool=pool, recipe=tp.Recipe(batch_size=10), epochs=20, cache=cache, quiet=True)
+    result = tp.train(
+        experiment, strategy="admm", pool=pool, recipe=tp.Recipe(batch_size=10), epochs=20, cache=cache, quiet=True
+    )
     assert result.summary["test_accuracy"] is None
     assert result.summary["test_loss"] is not None
     assert result.summary["test_loss"] < 0.01

@@ -58,7 +58,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command(
-    epilog="Example: trainpool train --data fashion-mnist --model cnn --strategy downpour --workers 2 --epochs 3 --out runs/a"
+    epilog="Example: trainpool train --data fashion-mnist --model cnn --strategy downpour --workers 2 --out runs/a"
 )
 def train(
     experiment: Annotated[
@@ -85,8 +85,8 @@ def train(
     recipe: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another setting of the recipe, as name=value: optimizer, momentum, nesterov, weight_decay, clip_norm, "
-            "schedule, warmup, precision; may be repeated."
+            help="Another setting of the recipe, as name=value; may be repeated: optimizer, momentum, nesterov, "
+            "weight_decay, clip_norm, schedule, warmup, precision."
         ),
     ] = None,
     shards: Annotated[int, typer.Option(help="Pieces that the data are cut into; 0 leaves it to the strategy.")] = 0,
@@ -210,13 +210,13 @@ def outcome(work: "Callable[[], Summary]", folder: Path, as_json: bool) -> None:
         return
     from trainpool.display import duration
 
-    accuracy = summary["test_accuracy"]
+    s, accuracy = summary, summary["test_accuracy"]
     rows = {
         "test accuracy": "not measured" if accuracy is None else f"{accuracy:.2%}",
-        "samples": f"{summary['samples']:,} in {duration(summary['seconds'])}: {summary['samples_per_second']:,.0f} a second",
-        "updates": f"{summary['updates']:,} merged, {summary['rejected']} rejected, mean staleness {summary['staleness']:g}",
-        "traffic": f"{summary['bytes_down'] / 1e6:,.0f} MB to workers, {summary['bytes_up'] / 1e6:,.0f} MB back",
-        "files": f"{folder}/model.safetensors, curve.png, metrics.jsonl, summary.json",
+        "samples": f"{s['samples']:,} in {duration(s['seconds'])}: {s['samples_per_second']:,.0f} a second",
+        "updates": f"{s['updates']:,} merged, {s['rejected']} rejected, mean staleness {s['staleness']:g}",
+        "traffic": f"{s['bytes_down'] / 1e6:,.0f} MB to workers, {s['bytes_up'] / 1e6:,.0f} MB back",
+        "files": f"{folder}: model.safetensors, curve.png, metrics.jsonl, summary.json",
     }
     for key, value in rows.items():
         typer.echo(f"{key:>14}  {value}")

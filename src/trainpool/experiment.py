@@ -45,13 +45,13 @@ class Experiment:
     model: nn.Module
     """Trained from the parameters that it has."""
     train: Any
-    """`(x, y)` arrays or tensors, a map-style dataset of `(x, y)`, a folder of images `class/name.png`, or a `Source`."""
+    """`(x, y)` arrays or tensors, a map-style dataset of `(x, y)`, a folder of images `class/name.png`, a `Source`."""
     test: Any = None
     """The same kinds; without it nothing is evaluated."""
     loss: str | Callable[[Any, Tensor], Tensor] = "cross-entropy"
     """`cross-entropy`, `half-squared-error`, `mse`, or a function of (output, target) that returns the batch's mean."""
     preprocess: Callable[[Tensor], Any] | None = None
-    """From a batch as stored (images: uint8 `[n, C, H, W]`) to the model's input; by default bytes are divided by 255."""
+    """From a batch as stored (images: uint8 `[n, C, H, W]`) to the model's input; by default bytes are over 255."""
     name: str = "experiment"
 
     def sources(self) -> tuple[Source, Source | None]:

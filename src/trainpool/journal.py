@@ -65,20 +65,26 @@ class Journal:
         Raises:
             RunError: the disk is full or fails; the coordinator must not see the event then.
         """
+        if delta is not None and buffers is not None:
+            with disk(self.folder):
+                arrays = {"delta": delta, "buffers": buffers}
+                wire.write(self.blob(self.number + 1), wire.encode(None, arrays))
+        # Only now: an event whose arrays are not on the disk must never be written.
         self.number += 1
         self.waiting.append((self.number, now, msgspec.msgpack.encode(event)))
         if isinstance(event, Returned | Restarted):
-            with disk(self.folder):
-                if delta is not None and buffers is not None:
-                    wire.write(self.blob(self.number), wire.encode(None, {"delta": delta, "buffers": buffers}))
-                self.flush()
+            self.flush()
 
     def flush(self) -> None:
         """Write the waiting events in one transaction."""
         with disk(self.folder):
             self.database.execute("begin immediate")
-            self.database.executemany("insert into events values (?, ?, ?)", self.waiting)
-            self.database.execute("commit")
+            try:
+                self.database.executemany("insert into events values (?, ?, ?)", self.waiting)
+                self.database.execute("commit")
+            except sqlite3.Error:
+                self.database.execute("rollback")
+                raise
         self.waiting.clear()
 
     def snapshot(self, coordinator: Coordinator) -> None:

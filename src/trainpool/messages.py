@@ -28,7 +28,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     optimizer: Optimizer = "sgd"
     """`sgd` (`momentum`, `nesterov`) or `adamw` (`betas`, `epsilon`); its state starts anew in every task."""
-    learning_rate: Positive = 0.05
+    learning_rate: Positive = 0.1
     """The peak learning rate."""
     batch_size: Count = 32
     """Samples a step; 0 means the whole shard."""
@@ -40,7 +40,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     epsilon: Positive = 1e-8
     clip_norm: NotNegative = 0.0
     """Rescale a step's gradient to at most this Euclidean norm; 0 leaves it alone."""
-    schedule: Schedule = "constant"
+    schedule: Schedule = "cosine"
     """How the learning rate falls to zero over the run's samples: it follows global progress, not a task's."""
     warmup: Fraction = 0.0
     """The part of the run in which the learning rate rises linearly from zero."""

@@ -170,11 +170,14 @@ def begin(
     test = whole(test_source, cache=place)[0] if test_source is not None else None
     sample = load_shard(shard_folder, manifest.shards[0].id)
     experiment.check(sample["x"], sample["y"], manifest.classes)
+    chosen = recipe or Recipe()
+    plan = Plan.of({shard.id: shard.samples for shard in manifest.shards}, chosen, epochs)
+    method.init(vector_of(experiment.model)[: layout_of(experiment.model).trainable], plan)  # refuses bad settings
     config = Config(
         name=experiment.name,
         strategy=strategies.name_of(method),
         settings=msgspec.to_builtins(method),
-        recipe=recipe or Recipe(),
+        recipe=chosen,
         epochs=epochs,
         seed=seed,
         workers=pool.workers,

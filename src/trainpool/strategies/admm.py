@@ -33,7 +33,7 @@ import numpy as np
 from trainpool.errors import ConfigError
 from trainpool.messages import ShardId, Update
 from trainpool.strategies.protocol import Assignment, Plan, is_finite_positive
-from trainpool.vector import Vector, chunks
+from trainpool.vector import Vector, chunks, square
 
 __all__ = ["ADMM"]
 
@@ -67,7 +67,9 @@ class State:
     duals: dict[ShardId, Vector]
     """u_i: [trainable] each."""
     solutions: dict[ShardId, Vector]
-    """x_i of the shards that answered in this round: [trainable] each."""
+    """x_i: [trainable] each; of this round where `answered`, otherwise of an earlier one."""
+    answered: tuple[ShardId, ...]
+    """The shards that answered in this round."""
     residuals: Residuals | None
     """Of the last round."""
 
@@ -108,14 +110,15 @@ class ADMM:
         if min(self.l1, self.l2, self.rounds, self.balance_rounds) < 0:
             raise ConfigError("admm: l1, l2, rounds and balance_rounds must not be negative")
         duals = {shard.id: np.zeros_like(parameters) for shard in plan.shards}
-        return State(plan, parameters.copy(), 0, plan.rounds(self.rounds), self.rho, duals, {}, None)
+        solutions = {shard.id: np.zeros_like(parameters) for shard in plan.shards}
+        return State(plan, parameters.copy(), 0, plan.rounds(self.rounds), self.rho, duals, solutions, (), None)
 
     def wanted(self, state: State) -> Sequence[ShardId]:
         """The shards that this round still misses."""
         agreed = self.stop and state.residuals is not None and state.residuals.met
         if state.version == state.rounds or agreed:
             return ()
-        return [shard.id for shard in state.plan.shards if shard.id not in state.solutions]
+        return [shard.id for shard in state.plan.shards if shard.id not in state.answered]
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """Start at z, anchored at z - u_i, with ρ in units of the shard's own mean loss."""
@@ -127,28 +130,36 @@ class ADMM:
 
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Keep the shard's solution; agree on the next consensus when the round is complete."""
-        state = replace(state, solutions={**state.solutions, shard: state.parameters - update.delta})
-        return state if len(state.solutions) < len(state.plan.shards) else self.agree(state)
+        np.subtract(state.parameters, update.delta, out=state.solutions[shard])
+        state = replace(state, answered=(*state.answered, shard))
+        return state if len(state.answered) < len(state.plan.shards) else self.agree(state)
 
     def agree(self, state: State) -> State:
         """The z and u updates of a complete round."""
         z, rho, N = state.parameters, state.rho, len(state.plan.shards)
-        alpha = z.dtype.type(self.relaxation)
+        number = z.dtype.type
+        alpha = number(self.relaxation)
         shards = [(state.solutions[shard.id], state.duals[shard.id]) for shard in state.plan.shards]
-        primal = moved = x_norm = z_norm = u_norm = 0.0  # squares, summed in float64
+        primal = moved = x_norm = z_norm = u_norm = 0.0  # squares
         for part in chunks(z.size):
             old = z[part].copy()
-            relaxed = [alpha * x[part] + (1 - alpha) * old for x, _ in shards]
-            mean = sum(x_hat + u[part] for x_hat, (_, u) in zip(relaxed, shards, strict=True)) / z.dtype.type(N)
+            rest, mean, scratch = (1 - alpha) * old, np.zeros_like(old), np.empty_like(old)
+            for x, u in shards:
+                np.multiply(x[part], alpha, out=scratch)
+                scratch += rest  # x̂_i
+                u[part] += scratch
+                mean += u[part]
+            mean /= number(N)
             new = self.prox(mean, rho)
+            for x, u in shards:
+                u[part] -= new
+                np.subtract(x[part], new, out=scratch)
+                primal += square(scratch)
+                x_norm += square(x[part])
+                u_norm += square(u[part])
             z[part] = new
             moved += square(new - old)
             z_norm += square(new)
-            for x_hat, (x, u) in zip(relaxed, shards, strict=True):
-                u[part] += x_hat - new
-                primal += square(x[part] - new)
-                x_norm += square(x[part])
-                u_norm += square(u[part])
         floor = (z.size * N) ** 0.5 * self.absolute_tolerance
         residuals = Residuals(
             primal=primal**0.5,
@@ -156,7 +167,7 @@ class ADMM:
             primal_tolerance=floor + self.relative_tolerance * max(x_norm, N * z_norm) ** 0.5,
             dual_tolerance=floor + self.relative_tolerance * rho * u_norm**0.5,
         )
-        state = replace(state, version=state.version + 1, solutions={}, residuals=residuals)
+        state = replace(state, version=state.version + 1, answered=(), residuals=residuals)
         return self.balance(state) if state.version <= self.balance_rounds else state
 
     def prox(self, mean: Vector, rho: float) -> Vector:
@@ -184,9 +195,3 @@ class ADMM:
             numbers |= {"primal_residual": r.primal, "dual_residual": r.dual}
             numbers |= {"primal_ratio": r.primal / r.primal_tolerance, "dual_ratio": r.dual / r.dual_tolerance}
         return numbers
-
-
-def square(vector: Vector) -> float:
-    """‖vector‖², in float64."""
-    block = vector.astype(np.float64, copy=False)
-    return float(block @ block)

@@ -4,7 +4,7 @@ Rule, in task form: a worker fetches w, takes n local steps at rate α, and push
 
     worker:   x ← w;   n times:  x ← x - α ∇f(x; batch)          g = (w - x)/α
     server:   adagrad   G ← G + g²;   w ← w - γ g/(√G + ε)       per parameter
-              sgd       w ← w - η g                                with η = α unless `learning_rate` is given
+              sgd       w ← w - η g                                with η = `factor`·α
 
 Citation: Dean, J., Corrado, G., Monga, R., et al.: "Large Scale Distributed Deep Networks", NIPS 2012, section 4.1 and
 the appendix. Adagrad: Duchi, J., Hazan, E., Singer, Y., JMLR 12, 2011.
@@ -26,7 +26,7 @@ import numpy as np
 
 from trainpool.errors import ConfigError
 from trainpool.messages import ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan
+from trainpool.strategies.protocol import Assignment, Plan, is_finite_positive
 from trainpool.vector import Vector, chunks
 
 __all__ = ["Downpour"]
@@ -58,8 +58,10 @@ class Downpour:
     """n: local steps between fetch and push; 0 lets the pace decide. The paper used 1."""
     server: Literal["adagrad", "sgd"] = "adagrad"
     """How the server steps."""
-    learning_rate: float | None = None
-    """γ of adagrad (0.01 where None) or η of sgd (the task's own α where None)."""
+    learning_rate: float = 0.01
+    """γ of adagrad."""
+    factor: float = 1.0
+    """η/α of sgd, and of the warm start: 1 moves the parameters as far as the worker went."""
     epsilon: float = 1e-10
     """Added to √G, against 0/0."""
     accrue: Literal["sum", "mean"] = "sum"
@@ -77,6 +79,8 @@ class Downpour:
             raise ConfigError("downpour: server is 'adagrad' or 'sgd', accrue is 'sum' or 'mean'")
         if self.steps < 0 or not 0 <= self.warm_start <= 1 or self.epsilon < 0:
             raise ConfigError("downpour: steps and epsilon must not be negative, warm_start must lie in 0 to 1")
+        if not is_finite_positive(self.learning_rate) or not is_finite_positive(self.factor):
+            raise ConfigError("downpour: learning_rate and factor must be above 0")
         squares = np.zeros_like(parameters if self.server == "adagrad" else parameters[:0])
         return State(plan, parameters.copy(), 0, squares, {}, 0)
 
@@ -102,16 +106,19 @@ class Downpour:
         # A warm-up begins at rate 0, where a task moves nothing and has no gradient to tell.
         accrued = 1 / update.rate if update.rate else 0.0
         accrued /= update.steps if self.accrue == "mean" else 1
+        adagrad, warming = self.server == "adagrad", self.warming(state)
+        rate = self.learning_rate if adagrad and not warming else self.factor * update.rate
         for part in chunks(w.size):
             g = update.delta[part] * number(accrued)
-            if self.server == "adagrad":
-                G[part] += g * g
-            if self.server == "sgd" or self.warming(state):
-                rate = update.rate if self.learning_rate is None or self.server == "adagrad" else self.learning_rate
-                w[part] -= number(rate) * g
-            else:
-                gamma = 0.01 if self.learning_rate is None else self.learning_rate
-                w[part] -= number(gamma) * g / (np.sqrt(G[part]) + number(self.epsilon))
+            step = g * number(rate)
+            if adagrad:
+                g *= g
+                G[part] += g
+                if not warming:
+                    root = np.sqrt(G[part], out=g)
+                    root += number(self.epsilon)
+                    step /= root
+            w[part] -= step
         trained = {**state.trained, shard: state.trained.get(shard, 0) + update.steps}
         return replace(state, version=state.version + 1, trained=trained, staleness=update.staleness)
 

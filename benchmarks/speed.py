@@ -1,0 +1,214 @@
+"""Speed, as ratios: both sides of each are measured in this run. Medians; `--quick` for a first look.
+
+1. One worker's kernel against a hand-written PyTorch loop: same network, batch, threads, data on the same device.
+2. A whole run with two workers of one thread against one; the coordinator's share of the processor.
+3. Merging an update into 25 million parameters, per strategy, against `numpy.copyto` on the same arrays, both as
+   bytes a second, counting the bytes that the rule must touch.
+4. Start-up: `import trainpool` and `trainpool --help`.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import trainpool as tp
+from trainpool import models, strategies, training
+from trainpool.experiment import Normalize
+from trainpool.kernels.torch import TorchKernel, vector_of
+from trainpool.messages import Recipe, Task, Update
+from trainpool.pools.local import cores
+from trainpool.strategies import Plan
+
+ROWS: list[tuple[str, str, str, str]] = []
+
+
+def row(what: str, value: str, aim: str, detail: str = "") -> None:
+    """One line of the final table."""
+    ROWS.append((what, value, aim, detail))
+    print(f"{what}: {value} (aim {aim}) {detail}", flush=True)
+
+
+def images(samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random bytes in the form of Fashion-MNIST: speed does not depend on what they show."""
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (samples, 1, 28, 28), dtype=np.uint8)
+    return x, generator.integers(0, 10, samples)
+
+
+def by_hand(model: nn.Module, x: torch.Tensor, y: torch.Tensor, recipe: Recipe, steps: int) -> float:
+    """The loop that everybody writes: samples a second."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=recipe.momentum)
+    loss_function = nn.CrossEntropyLoss()
+    order = torch.randperm(len(y), device=x.device)
+    begin = time.perf_counter()
+    for step in range(steps):
+        rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        optimizer.zero_grad()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            loss = loss_function(model(x[rows]), y[rows])
+        loss.backward()
+        optimizer.step()
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+    return steps * recipe.batch_size / (time.perf_counter() - begin)
+
+
+def kernel_against_hand(name: str, shape: tuple[int, ...], device: str, runs: int, steps: int, recipe: Recipe) -> None:
+    """Point 1."""
+    generator = np.random.default_rng(0)
+    samples = steps * recipe.batch_size
+    bytes_, labels = generator.integers(0, 256, (samples, *shape), dtype=np.uint8), generator.integers(0, 10, samples)
+    normalize = Normalize((0.286,) * shape[0], (0.353,) * shape[0])
+    x, y = normalize(torch.from_numpy(bytes_)).to(device), torch.from_numpy(labels).to(device)
+    hand_model = models.build(name, shape, 10).to(device)
+    kernel = TorchKernel(models.build(name, shape, 10), nn.functional.cross_entropy, normalize, device)
+    vector = vector_of(models.build(name, shape, 10))
+    out = np.empty_like(vector)
+    task = Task(
+        id=0, version=0, shard="s", recipe=recipe, seed=1, offset=0, steps=steps, batch=recipe.batch_size, progress=0.5
+    )
+
+    def ours() -> float:
+        begin = time.perf_counter()
+        kernel.run(task, vector, None, {"x": bytes_, "y": labels}, out)
+        return samples / (time.perf_counter() - begin)
+
+    by_hand(hand_model, x, y, recipe, 5)
+    ours()
+    pairs = [(by_hand(hand_model, x, y, recipe, steps), ours()) for _ in range(runs)]
+    ratio = statistics.median(b / a for a, b in pairs)
+    hand, own = (statistics.median(side) for side in zip(*pairs, strict=True))
+    detail = f"{own:,.0f} samples/s against {hand:,.0f}; {recipe.precision}, batch {recipe.batch_size}"
+    row(f"kernel / PyTorch by hand: {name} on {device}", f"{ratio:.2f}", ">= 1.0", detail)
+
+
+def whole_runs(runs: int, samples: int, folder: Path) -> None:
+    """Point 2: a run's rate with one and two workers, and what the coordinator's process costs meanwhile."""
+    ratios, shares, rates = [], [], []
+    for number in range(runs):
+        rate, share = {}, 0.0
+        for workers in (1, 2):
+            experiment = tp.Experiment(models.build("cnn", (1, 28, 28), 10), images(samples))
+            pool = tp.LocalPool(workers, threads=1)
+            out = folder / f"{number}-{workers}"
+            run = training.begin(
+                experiment, out=out, strategy="parallel-sgd", pool=pool, epochs=3, cache=folder / "cache"
+            )
+            before = time.process_time()
+            summary = training.carry_on(run, quiet=True).summary
+            share = (time.process_time() - before) / summary["seconds"] / workers
+            rate[workers] = summary["samples_per_second"]
+        ratios.append(rate[2] / rate[1])
+        rates.append(rate[2])
+        shares.append(share)
+    detail = f"{statistics.median(rates):,.0f} samples/s"
+    row("two workers of one thread / one", f"{statistics.median(ratios):.2f}", ">= 1.9", detail)
+    row("coordinator's processor time / workers'", f"{statistics.median(shares):.2%}", "< 3 %", "journal included")
+
+
+def median_seconds(work: Callable[[], object], runs: int) -> float:
+    """The median time of some calls."""
+    times = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+# Bytes a parameter that a rule must touch for one update, float32, amortised over a round of two shards.
+TOUCHED = {
+    "serial": (12, "read Δ; read and write w"),
+    "downpour": (20, "read Δ; read and write w and G"),
+    "parallel-sgd": (18, "read Δ, read and write the sum; half of: read the sum, read and write w, clear the sum"),
+    "admm": (26, "read Δ and z, write x; half of: read and write u twice, read x twice, read and write z"),
+}
+TOUCHED["parallel-sgd"] = (12 + (4 + 8 + 4) // 2, TOUCHED["parallel-sgd"][1])
+TOUCHED["admm"] = (12 + (2 * 8 + 2 * 4 + 8) // 2, TOUCHED["admm"][1])
+
+
+def merging(runs: int, size: int) -> None:
+    """Point 3."""
+    generator = np.random.default_rng(0)
+    delta = generator.standard_normal(size, dtype=np.float32)
+    target = np.zeros_like(delta)
+    bandwidth = 2 * delta.nbytes / median_seconds(lambda: np.copyto(target, delta), 4 * runs)
+    shards = {"0" * 63 + str(i): 1000 for i in range(2)}
+    plan = Plan.of(shards, Recipe(batch_size=1, schedule="constant"), 10)
+    for name in strategies.discover():
+        if name not in TOUCHED:
+            continue
+        strategy = strategies.build(name, {"warm_start": 0.0} if name == "downpour" else {})
+        state = strategy.init(target, plan)
+        update = Update(delta, 1, 1, 0.0, 0, 0, 0.1)
+        times = []
+        for number in range(2 * runs + 2):
+            shard = list(shards)[number % 2]
+            begin = time.perf_counter()
+            state = strategy.merge(state, shard, update)
+            times.append(time.perf_counter() - begin)
+        # A round's second update completes it: the mean of the two is one update's cost.
+        seconds = statistics.median((a + b) / 2 for a, b in zip(times[2::2], times[3::2], strict=True))
+        touched, what = TOUCHED[name]
+        share = touched * size / seconds / bandwidth
+        row(
+            f"merge, {size / 1e6:.0f} M parameters: {name}", f"{share:.2f}", ">= 0.5", f"{seconds * 1e3:.0f} ms; {what}"
+        )
+    row("numpy.copyto, the yardstick", f"{bandwidth / 1e9:.1f} GB/s", "-", "read and write")
+
+
+def start_up(runs: int) -> None:
+    """Point 4, each in a fresh interpreter, the interpreter's own start included."""
+    for arguments, aim in ((["-c", "import trainpool"], "< 0.3 s"), (["-m", "trainpool.cli", "--help"], "< 0.5 s")):
+        command = [sys.executable, *arguments]
+        seconds = median_seconds(lambda command=command: subprocess.run(command, check=True, capture_output=True), runs)
+        row(" ".join(["python", *arguments]), f"{seconds:.2f} s", aim)
+
+
+def main() -> None:
+    """Measure, then print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
+    parser.add_argument("--only", choices=("kernel", "runs", "merge", "start"), help="one point alone")
+    options = parser.parse_args()
+    runs = 3 if options.quick else 7
+    steps = 60 if options.quick else 150
+    print(f"{cores()} cores, PyTorch {torch.__version__}, NumPy {np.__version__}, Python {sys.version.split()[0]}")
+    torch.set_num_threads(1)
+    if options.only in (None, "kernel"):
+        kernel_against_hand("cnn", (1, 28, 28), "cpu", runs, steps, Recipe())
+        kernel_against_hand("resnet20", (3, 32, 32), "cpu", max(3, runs // 2), steps // 3, Recipe(momentum=0.9))
+        if torch.cuda.is_available():
+            for precision in ("float32", "bfloat16"):
+                recipe = Recipe(momentum=0.9, batch_size=128, precision=precision)
+                kernel_against_hand("resnet20", (3, 32, 32), "cuda", runs, 300, recipe)
+            kernel_against_hand("cnn", (1, 28, 28), "cuda", runs, 1000, Recipe())
+    if options.only in (None, "runs"):
+        with tempfile.TemporaryDirectory() as folder:
+            whole_runs(3 if options.quick else 5, 10_000 if options.quick else 20_000, Path(folder))
+    if options.only in (None, "merge"):
+        merging(5 if options.quick else 9, 25_000_000)
+    if options.only in (None, "start"):
+        start_up(5 if options.quick else 11)
+    table = Table(title="trainpool's speed")
+    for column in ("what", "measured", "aim", "detail"):
+        table.add_column(column)
+    for entry in ROWS:
+        table.add_row(*entry)
+    Console(width=max(120, int(os.environ.get("COLUMNS", "150")))).print(table)
+
+
+if __name__ == "__main__":
+    main()
