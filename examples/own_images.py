@@ -19,7 +19,6 @@ SIZE = 32
 
 
 def draw(shape: str, generator: np.random.Generator) -> Image.Image:
-    """One image: `SIZE`x`SIZE` pixels, RGB."""
     image = Image.new("RGB", (SIZE, SIZE), tuple(generator.integers(0, 100, 3).tolist()))
     colour = tuple(generator.integers(130, 256, 3).tolist())
     r = int(generator.integers(7, 12))
@@ -37,7 +36,6 @@ def draw(shape: str, generator: np.random.Generator) -> Image.Image:
 
 
 def make(folder: Path, count: int, generator: np.random.Generator) -> Path:
-    """Write `count` images of each shape as `folder/shape/number.png`."""
     for shape in SHAPES:
         (folder / shape).mkdir(parents=True)
         for number in range(count):
@@ -48,20 +46,12 @@ def make(folder: Path, count: int, generator: np.random.Generator) -> Path:
 with tempfile.TemporaryDirectory() as home:
     generator = np.random.default_rng(0)
     train, test = make(Path(home, "train"), 200, generator), make(Path(home, "test"), 50, generator)
-    experiment = tp.Experiment(
-        model=models.build("cnn", (3, SIZE, SIZE), len(SHAPES)),  # or any `nn.Module`
-        train=train,
-        test=test,
-        preprocess=tp.Normalize(mean=(0.35,) * 3, std=(0.25,) * 3),  # from bytes to floats around zero, by channel
-        name="shapes",
-    )
+    network = models.build("cnn", (3, SIZE, SIZE), len(SHAPES))  # or any `nn.Module`
+    normalize = tp.Normalize(mean=(0.35,) * 3, std=(0.25,) * 3)  # from bytes to floats around zero, by channel
+    experiment = tp.Experiment(network, train, test, preprocess=normalize, name="shapes")
+    strategy = tp.ParallelSGD(rounds=20)  # 15 steps a round: the optimizer's moments start anew with each task
+    recipe = tp.Recipe(optimizer="adamw", learning_rate=0.002, batch_size=20)
     # No `if __name__ == "__main__"` is needed: workers are fresh interpreters that do not import this file.
-    result = tp.train(
-        experiment,
-        strategy=tp.ParallelSGD(rounds=20),  # 15 steps a round: the optimizer's moments start anew with each task
-        recipe=tp.Recipe(optimizer="adamw", learning_rate=0.002, batch_size=20),
-        pool=tp.LocalPool(workers=2, threads=1),
-        epochs=10,
-        evaluate_every=2,
-    )
+    pool = tp.LocalPool(workers=2, threads=1)
+    result = tp.train(experiment, strategy=strategy, recipe=recipe, pool=pool, epochs=10)
     print(f"test accuracy {result.summary['test_accuracy']:.3f}")

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import safetensors.torch
+from PIL import Image
 from torch import nn
 
 import trainpool as tp
@@ -260,3 +261,24 @@ def test_a_damaged_journal_is_said_in_one_line(experiment: tp.Experiment, cache:
     (tmp_path / "run" / "journal.sqlite").write_bytes(b"nonsense" * 1000)
     with pytest.raises(tp.RunError, match="damaged"):
         tp.resume(tmp_path / "run", quiet=True)
+
+
+def test_data_that_changed_or_left_the_cache(experiment: tp.Experiment, tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng(i).integers(0, 255, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    own = tp.Experiment(experiment.model, tmp_path / "images")
+    pool = tp.LocalPool(1, threads=1)
+    training.begin(own, pool=pool, epochs=1, out=tmp_path / "run", cache=tmp_path / "cache")
+    for shard in (tmp_path / "cache" / "shards").iterdir():
+        shard.unlink()
+    picture = tmp_path / "images" / "cats" / "0.png"
+    kept, times = picture.read_bytes(), picture.stat()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)
+    with pytest.raises(tp.RunError, match="the data have changed since the run began"):
+        tp.resume(tmp_path / "run", quiet=True)
+    picture.write_bytes(kept)
+    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert tp.resume(tmp_path / "run", quiet=True).summary["finished"]

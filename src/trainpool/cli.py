@@ -151,6 +151,7 @@ def train(
                 tensorboard=tensorboard,
                 keep_journal=keep_journal,
                 source=experiment or "",
+                data="" if experiment else data,
                 progress=progress,
             )
         outcome(lambda: training.carry_on(prepared, quiet=quiet).summary, folder, as_json)

@@ -97,30 +97,33 @@ class Display:
         (begin, first), (end, last) = self.recent[0], self.recent[-1]
         return (last - first) / (end - begin) if end > begin else 0.0
 
-    def facts(self, drive: Drive) -> list[str]:
-        """The numbers, as short phrases."""
+    def progress(self, drive: Drive) -> list[str]:
+        """How far the run is, as short phrases."""
         coordinator = drive.coordinator
         budget, samples, rate = coordinator.plan.budget, coordinator.samples, self.rate()
         facts = [f"{samples:,}/{budget:,} samples", f"epoch {samples / coordinator.plan.samples:.2f}"]
-        if coordinator.memory.updates:
-            facts.append(f"loss {coordinator.memory.loss:.4f}")
-        if self.result is not None:
-            accuracy = self.result.accuracy
-            facts.append(
-                f"test accuracy {accuracy:.2%}" if accuracy is not None else f"test loss {self.result.loss:.4f}"
-            )
         if rate:
             facts += [f"{rate:,.0f} samples/s", f"{duration((budget - samples) / rate)} left"]
-        if coordinator.strategy.asynchronous:
+        return facts
+
+    def quality(self, drive: Drive) -> list[str]:
+        """How good the model is, and what was in the way."""
+        memory, facts = drive.coordinator.memory, []
+        if memory.updates:
+            facts.append(f"loss {memory.loss:.4f}")
+        if self.result is not None:
+            accuracy = self.result.accuracy
+            facts.append(f"test loss {self.result.loss:.4f}" if accuracy is None else f"test accuracy {accuracy:.2%}")
+        if drive.coordinator.strategy.asynchronous:
             facts.append(f"staleness {self.staleness}")
-        if coordinator.memory.rejected:
-            facts.append(f"{coordinator.memory.rejected} rejected")
+        if memory.rejected:
+            facts.append(f"{memory.rejected} rejected")
         return facts
 
     def line(self, drive: Drive) -> None:
         """One plain line."""
         self.last_line = time.monotonic()
-        text = f"{duration(drive.now()):>8}  " + "  ".join(self.facts(drive))
+        text = f"{duration(drive.now()):>8}  " + "  ".join(self.progress(drive) + self.quality(drive))
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def panel(self, drive: Drive) -> Group:
@@ -144,5 +147,5 @@ class Display:
         more = len(memory.workers) - WORKERS_SHOWN
         rest = [Text(f"and {more} more", style="dim")] if more > 0 else []
         note = [Text(self.note, style="yellow")] if self.note else []
-        facts = Text("  ".join(self.facts(drive)))
-        return Group(Text(self.title, style="bold"), bar, facts, workers, *rest, *note)
+        facts = [Text("  ".join(line)) for line in (self.progress(drive), self.quality(drive))]
+        return Group(Text(self.title, style="bold"), bar, *facts, workers, *rest, *note)

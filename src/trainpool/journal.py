@@ -59,6 +59,11 @@ class Journal:
             raise RunError(f"{folder / 'journal.sqlite'} is damaged: {error}") from error
         self.number = row[0] or 0
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a snapshot to recover from."""
+        return self.database.execute("select 1 from snapshots limit 1").fetchone() is not None
+
     def append(self, event: Event, now: float, delta: Vector | None = None, buffers: Vector | None = None) -> None:
         """Record an event. When this returns after a `Returned`, it and all events before it are on the disk.
 

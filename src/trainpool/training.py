@@ -21,7 +21,7 @@ from torch import nn
 
 from trainpool import strategies, wire
 from trainpool.coordinator import Accepted, Coordinator, Rejected, Restarted
-from trainpool.data import Manifest, default_cache, prepare, whole
+from trainpool.data import ImageFolderSource, Manifest, as_source, default_cache, named, prepare, whole
 from trainpool.data.shards import load as load_shard
 from trainpool.display import Display
 from trainpool.drive import Drive, Moment, Observer
@@ -65,6 +65,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """The experiment's `file.py:name`, where it came from one."""
     source_hash: str = ""
     """The SHA-256 of that file when the run began."""
+    data: str = ""
+    """The name of the data set, or the folder of images, where the data are of these kinds."""
+    fingerprint: str | None = None
+    """Of the training data; None where it is not known cheaply."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to go on: its folder, what it is, and what it needs."""
+    """A run that is ready to go on: its folder, what it is, and what it needs. Its journal says where it stands."""
 
     home: Path
     config: Config
     strategy: AnyStrategy
     pool: LocalPool
     model: nn.Module
-    fresh: bool
-    """Whether it begins; otherwise its journal says where it stands."""
 
 
 def train(experiment: Experiment, *, out: str | Path | None = None, quiet: bool = False, **options: Any) -> Result:
@@ -131,6 +133,7 @@ def begin(
     tensorboard: bool = False,
     keep_journal: bool = False,
     source: str = "",
+    data: str = "",
     progress: Progress | None = None,
 ) -> Run:
     """Check everything, cut the data into shards and make the run's folder.
@@ -150,6 +153,7 @@ def begin(
         tensorboard: write TensorBoard files too.
         keep_journal: keep every update, so that `trainpool.journal.replay` can rebuild the run from its start.
         source: the experiment's `file.py:name`, which `resume` then checks for changes.
+        data: the data set's name, or the folder of images, likewise.
         progress: told (done, total) samples while data are cut into shards.
 
     Raises:
@@ -192,13 +196,15 @@ def begin(
         keep_journal=keep_journal,
         source=source,
         source_hash=source_digest(source),
+        data=str(train_source.path.resolve()) if isinstance(train_source, ImageFolderSource) else data,
+        fingerprint=train_source.fingerprint,
     )
     with disk(home):
         home.mkdir(parents=True, exist_ok=True)
         wire.write(home / "config.json", msgspec.json.format(msgspec.json.encode(config), indent=2))
         parts = (copy.deepcopy(experiment.model).cpu(), experiment.loss_function(), experiment.preprocess)
         wire.write(home / "program.pkl", cloudpickle.dumps(parts))
-    return Run(home, config, method, pool, experiment.model, fresh=True)
+    return Run(home, config, method, pool, experiment.model)
 
 
 def resume(out: str | Path, *, strategy: AnyStrategy | None = None, quiet: bool = False, workers: int = 0) -> Result:
@@ -238,7 +244,7 @@ def resume(out: str | Path, *, strategy: AnyStrategy | None = None, quiet: bool 
     except (OSError, ImportError, AttributeError) as error:
         raise RunError(f"the run's code cannot be loaded, has it moved? {type(error).__name__}: {error}") from error
     pool = LocalPool(workers or config.workers, threads=config.threads, device=config.device)
-    return carry_on(Run(home, config, strategy, pool, model, fresh=False), quiet=quiet)
+    return carry_on(Run(home, config, strategy, pool, model), quiet=quiet)
 
 
 def carry_on(run: Run, *, quiet: bool = False) -> Result:
@@ -255,7 +261,7 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
     journal = Journal(home, keep=config.keep_journal)
     try:
         elapsed = 0.0
-        if run.fresh:
+        if not journal.begun:
             journal.snapshot(coordinator)
         else:
             elapsed = journal.recover(coordinator)
@@ -308,18 +314,28 @@ def load_into(model: nn.Module, layout: Layout, vector: Vector) -> None:
 
 
 def check_data(config: Config) -> None:
-    """Make shards again that have left the cache; they must come out with the same hashes."""
-    held = Path(config.cache) / "shards"
+    """See that the data are what they were, and cut again the shards that have left the cache."""
+    changed = RunError("the data have changed since the run began: restore them, or start a new run")
+    place = Path(config.cache)
     wanted = [*config.train.shards, *(config.test.shards if config.test else ())]
-    if all((held / f"{shard.id}.safetensors").exists() for shard in wanted):
-        return
-    if not config.source:
-        raise RunError(f"shards have left the cache {config.cache}: put them back, or start a new run")
-    train, test = load_experiment(config.source).sources()
-    place, count = Path(config.cache), len(config.train.shards)
-    made = prepare(train, count, cache=place, seed=config.seed, skew=config.skew)[0]
+    held = all((place / "shards" / f"{shard.id}.safetensors").exists() for shard in wanted)
+    folder = bool(config.data) and Path(config.data).is_dir()
+    if held and not folder:
+        return  # a shard's name is its content's hash
+    if folder:
+        train, test = as_source(config.data), None
+    elif config.source:
+        train, test = load_experiment(config.source).sources()
+    elif config.data:
+        found = named(config.data, place)
+        train, test = found.train, found.test
+    else:
+        raise RunError(f"shards have left the cache {place}: put them back, or start a new run")
+    if config.fingerprint is not None and train.fingerprint != config.fingerprint:
+        raise changed
+    made = prepare(train, len(config.train.shards), cache=place, seed=config.seed, skew=config.skew)[0]
     if made.id != config.train.id or (config.test and test and whole(test, cache=place)[0].id != config.test.id):
-        raise RunError("the data have changed since the run began: restore them, or start a new run")
+        raise changed
 
 
 def source_digest(source: str) -> str:

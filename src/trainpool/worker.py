@@ -15,6 +15,7 @@ import struct
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -199,10 +200,17 @@ def main() -> None:
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
 
     def listen() -> None:
+        first: Command | None = None
         try:
             while True:
-                inbox.put(receive(commands, Command))
+                command = receive(commands, Command)
+                first = first or command
+                inbox.put(command)
         except (EOFError, OSError):
+            if isinstance(first, Setup):  # the parent may have died without tidying up
+                with suppress(OSError):
+                    Path(first.memory).unlink(missing_ok=True)
+                    Path(first.memory).parent.rmdir()
             os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
