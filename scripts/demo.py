@@ -68,7 +68,7 @@ def main() -> None:
         table.add_row(name, str(count), *numbers, f"{s['updates']:,}", f"{s['staleness']:g}")
     plot = options.out / "demo.png"
     curves(runs, plot, f"Fashion-MNIST, cnn, {workers} workers (serial: 1)")
-    Console().print(table)
+    Console(width=100).print(table)
     print(f"The plot is {plot}; each run's files are beside it.")
 
 

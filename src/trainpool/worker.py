@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 MAX_FRAME = 1 << 24
+KEPT_BYTES = 1_000_000_000
+"""Of shards that a worker keeps in memory."""
 
 
 class Setup(msgspec.Struct, frozen=True, tag=True):
@@ -158,14 +160,16 @@ class Worker:
         self.loaded: dict[ShardId, dict[str, np.ndarray[Any, Any]]] = {}
 
     def shard(self, shard: ShardId) -> dict[str, np.ndarray[Any, Any]]:
-        """A shard's arrays: read and verified once, kept while it is the newest of a few."""
+        """A shard's arrays: read and verified once, kept while there is room."""
         from trainpool.data.shards import load
 
-        if shard not in self.loaded:
-            while len(self.loaded) >= 4:
-                self.loaded.pop(next(iter(self.loaded)))
-            self.loaded[shard] = load(self.shards, shard)
-        return self.loaded[shard]
+        arrays = self.loaded.pop(shard, None) or load(self.shards, shard)
+        self.loaded[shard] = arrays  # the newest is last
+        while (
+            len(self.loaded) > 1 and sum(a.nbytes for held in self.loaded.values() for a in held.values()) > KEPT_BYTES
+        ):
+            self.loaded.pop(next(iter(self.loaded)))
+        return arrays
 
     def answer(self, command: Run | Evaluate) -> Answer:
         """Do one thing; whatever goes wrong in the author's code becomes one line."""

@@ -27,8 +27,8 @@ __all__ = ["TorchKernel", "layout_of", "load", "vector_of"]
 Loss = Callable[[Any, Tensor], Tensor]
 Preprocess = Callable[[Tensor], Any]
 
-CACHE_BYTES = 2_000_000_000
-"""Shards kept on the device, least recently used first out."""
+CACHE_BYTES = 1_000_000_000
+"""Of shards kept on the device, least recently used first out; on the CPU they share the worker's memory."""
 EVALUATION_BATCH = 100
 """Larger ones overflow the processor's cache and take longer a sample."""
 
