@@ -34,7 +34,9 @@ generator = np.random.default_rng(0)
 y = generator.integers(0, 8, 2000)
 x = generator.integers(0, 120, (2000, 1, 8, 8), dtype=np.uint8)
 x[np.arange(2000), 0, y] += 100
-net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 8))
+class Net(nn.Sequential):
+    "A class of the author's own, which lives in the author's file."
+net = Net(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 8))
 experiment = tp.Experiment(net, (x, y), (x[:100], y[:100]))
 """
 
@@ -159,9 +161,10 @@ def test_the_parent_killed_ten_times_loses_nothing_and_leaves_no_orphans(tmp_pat
         child.wait()
         wait_for_end(family)
         arguments = ["resume", str(home)]
-        accepted = replayed(home).samples
-        assert accepted >= samples
-        samples = accepted
+        if any((home / "snapshots").glob("*.safetensors")):  # else it was killed before it began
+            accepted = replayed(home).samples
+            assert accepted >= samples
+            samples = accepted
     assert samples > 0
     child = start(arguments, said)
     assert child.wait(timeout=300) == 0, said.read_text()

@@ -11,6 +11,7 @@ still the shard's next one, so no sample is lost and none counts twice, whoever 
 Every pool (processes, HTTP, virtual time) is a thin shell around `handle`. Same events, same commands, same bits.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -235,7 +236,7 @@ class Coordinator:
         # The order in which equally trained shards are offered: seeded, so that no shard is first by its name.
         rank = rng.permutation(rng.key(rng.derive(seed, 0)), len(plan.shards))
         self.rank = {shard.id: int(place) for shard, place in zip(plan.shards, rank, strict=True)}
-        self.seeds = {shard.id: rng.derive(seed, int(shard.id[:13], 16)) for shard in plan.shards}
+        self.seeds = {shard.id: rng.derive(seed, number_of(shard.id)) for shard in plan.shards}
 
     def handle(
         self, event: Event, now: float, delta: Vector | None = None, buffers: Vector | None = None
@@ -406,3 +407,8 @@ class Coordinator:
             raise MessageError("a saved state lacks the strategy's or the coordinator's part")
         self.state = wire.unpack(type(self.state), tree["strategy"], tensors)
         self.memory = wire.unpack(Memory, tree["memory"], tensors)
+
+
+def number_of(shard: ShardId) -> int:
+    """64 bits of a shard's name, whatever its form."""
+    return int.from_bytes(hashlib.sha256(shard.encode()).digest()[:8], "little")

@@ -135,6 +135,13 @@ def named_experiment(
     return Experiment(network, found.train, found.test, loss, preprocess, f"{model} on {data}")
 
 
+def importable(file: Path) -> None:
+    """Let the modules beside a file be imported, as Python does for a script."""
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
 def load_experiment(place: str) -> Experiment:
     """The `Experiment` at `file.py:name`: an object, or a function without arguments that makes one.
 
@@ -145,7 +152,7 @@ def load_experiment(place: str) -> Experiment:
     file = Path(path)
     if not path or not file.is_file():
         raise ConfigError(f"no file {path or place!r}; an experiment is given as file.py:name")
-    sys.path.insert(0, str(file.parent.resolve()))
+    importable(file)
     if file.stem.isidentifier() and file.stem not in sys.modules:
         found = getattr(importlib.import_module(file.stem), name, None)
     else:

@@ -26,13 +26,13 @@ from trainpool.data.shards import load as load_shard
 from trainpool.display import Display
 from trainpool.drive import Drive, Moment, Observer
 from trainpool.errors import ConfigError, RunError
-from trainpool.experiment import Experiment, load_experiment
+from trainpool.experiment import Experiment, importable, load_experiment
 from trainpool.journal import Journal, disk
 from trainpool.kernels.protocol import Evaluation
 from trainpool.kernels.torch import dtype_of, layout_of, trained_tensors, vector_of
 from trainpool.messages import Recipe
 from trainpool.pools.local import LocalPool
-from trainpool.pools.protocol import Job
+from trainpool.pools.protocol import Job, Pool
 from trainpool.record import Record, Recorder, Summary
 from trainpool.strategies import AnyStrategy, Plan
 from trainpool.vector import Layout, Vector
@@ -93,7 +93,7 @@ class Run:
     home: Path
     config: Config
     strategy: AnyStrategy
-    pool: LocalPool
+    pool: Pool
     model: nn.Module
 
 
@@ -123,7 +123,7 @@ def begin(
     out: str | Path,
     strategy: AnyStrategy | str = "parallel-sgd",
     recipe: Recipe | None = None,
-    pool: LocalPool | None = None,
+    pool: Pool | None = None,
     epochs: float = 3,
     seed: int = 0,
     shards: int = 0,
@@ -161,6 +161,9 @@ def begin(
     """
     method = strategies.build(strategy) if isinstance(strategy, str) else strategy
     pool = pool or LocalPool()
+    if source:
+        file, _, name = source.rpartition(":")
+        source = f"{Path(file).resolve()}:{name}"
     if epochs <= 0 or evaluate_every < 0 or shards < 0:
         raise ConfigError(f"epochs must be above 0 (it is {epochs:g}), evaluate_every and shards must not be negative")
     home = Path(out)
@@ -185,8 +188,8 @@ def begin(
         epochs=epochs,
         seed=seed,
         workers=pool.workers,
-        threads=pool.threads,
-        device=pool.device,
+        threads=pool.threads if isinstance(pool, LocalPool) else 0,
+        device=pool.device if isinstance(pool, LocalPool) else "auto",
         evaluate_every=round(evaluate_every * manifest.samples) if test else -1,
         train=manifest,
         test=test,
@@ -207,17 +210,25 @@ def begin(
     return Run(home, config, method, pool, experiment.model)
 
 
-def resume(out: str | Path, *, strategy: AnyStrategy | None = None, quiet: bool = False, workers: int = 0) -> Result:
+def resume(
+    out: str | Path,
+    *,
+    strategy: AnyStrategy | None = None,
+    pool: Pool | None = None,
+    workers: int = 0,
+    quiet: bool = False,
+) -> Result:
     """Continue a run after Ctrl+C, a crash or a power cut, from the last accepted update.
 
     Args:
-        out: the run's folder.
+        out: the run's folder. It holds the author's code as a pickle: resume only your own.
         strategy: the run's strategy, needed only where it is not one of this package's.
+        pool: where workers run now; by default, processes on this machine as before.
+        workers: how many such processes; 0 means as many as before.
         quiet: show nothing.
-        workers: how many worker processes now; 0 means as many as before.
 
     Raises:
-        RunError: there is no run, it is finished, or its code or data have changed.
+        RunError: there is no run, it is finished, or its code, data or settings have changed.
     """
     home = Path(out)
     path = home / "config.json"
@@ -237,13 +248,17 @@ def resume(out: str | Path, *, strategy: AnyStrategy | None = None, quiet: bool 
                 f"{config.strategy} is not this package's: resume with tp.resume({str(home)!r}, strategy=...)"
             )
         strategy = strategies.build(config.strategy, config.settings)
+    elif (strategies.name_of(strategy), msgspec.to_builtins(strategy)) != (config.strategy, config.settings):
+        raise RunError(f"the run began with {config.strategy} and the settings {config.settings}: resume with the same")
     check_data(config)
+    if config.source:
+        importable(Path(config.source.rpartition(":")[0]))
     try:
         # The author's own program, written by this machine's user when the run began.
         model = cloudpickle.loads((home / "program.pkl").read_bytes())[0]
     except (OSError, ImportError, AttributeError) as error:
         raise RunError(f"the run's code cannot be loaded, has it moved? {type(error).__name__}: {error}") from error
-    pool = LocalPool(workers or config.workers, threads=config.threads, device=config.device)
+    pool = pool or LocalPool(workers or config.workers, threads=config.threads, device=config.device)
     return carry_on(Run(home, config, strategy, pool, model), quiet=quiet)
 
 

@@ -20,7 +20,7 @@ Vector: TypeAlias = NDArray[Any]
 
 Role: TypeAlias = Literal["parameter", "running-mean", "running-var", "counter", "other"]
 """What a tensor is. Only a `parameter` meets momentum, duals or outlier rules; running means and variances merge by
-the law of total variance, counters by maximum, any `other` buffer is taken from the latest update."""
+the law of total variance, counters by maximum; any `other` buffer is the one of the shard with the most samples."""
 
 CHUNK = 32_768
 """Elements a merge handles at a time: 128 kB of float32 an array, so that temporaries stay in the cache."""

@@ -63,8 +63,7 @@ class Process:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "trainpool.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
             )
-        self.ready = self.idle = False
-        self.finished = 0
+        self.ready = False
         self.inbox = inbox
         threading.Thread(target=self.listen, daemon=True).start()
         self.tell(setup)
@@ -104,7 +103,7 @@ class LocalPool:
     """Worker processes on this machine."""
 
     def __init__(self, workers: int = 0, *, threads: int = 0, device: str = "auto") -> None:
-        """`workers` 0 means one a core (or one a GPU); `threads` 0 divides the cores among the workers.
+        """`workers` 0 means one a core; `threads` 0 divides the cores among the workers.
 
         `device` is PyTorch's name of one, or `auto`: worker i takes GPU i where there are GPUs, else the processor.
         """
@@ -174,7 +173,7 @@ class LocalPool:
             case None:
                 return self.replace(process)
             case Ready():
-                process.ready = process.idle = True
+                process.ready = True
                 process.forget_memory()
                 if process is self.evaluator:
                     return []

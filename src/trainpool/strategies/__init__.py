@@ -41,8 +41,8 @@ def discover() -> dict[str, type[AnyStrategy]]:
     for module in pkgutil.iter_modules(__path__):
         if module.name != "protocol":
             loaded = importlib.import_module(f"{__name__}.{module.name}")
-            for exported in loaded.__all__:
-                found[module.name.replace("_", "-")] = getattr(loaded, exported)
+            (exported,) = loaded.__all__  # one method, one file
+            found[module.name.replace("_", "-")] = getattr(loaded, exported)
     return found
 
 

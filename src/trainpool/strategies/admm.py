@@ -89,7 +89,7 @@ class ADMM:
     l1: float = 0.0
     """Weight of l1·‖z‖₁ in the mean loss: sparsity."""
     rounds: int = 0
-    """Rounds in the run; 0 makes ten a pass over the data."""
+    """Rounds in the run; 0 makes ten a pass, but none of fewer than ten steps."""
     balance_rounds: int = 0
     """Rounds in which ρ follows the residuals; 0 keeps ρ fixed."""
     stop: bool = False

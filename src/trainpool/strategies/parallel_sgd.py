@@ -64,7 +64,8 @@ class ParallelSGD:
     asynchronous: ClassVar[bool] = False
 
     rounds: int = 0
-    """How often the models are averaged; 1 is the published method; 0 averages ten times a pass over the data."""
+    """How often the models are averaged; 1 is the published method; 0 averages ten times a pass,
+    but not more often than every ten steps."""
 
     def shards(self, workers: int) -> int:
         """One a worker: every round waits for all of them."""

@@ -33,7 +33,7 @@ class Plan:
 
     @classmethod
     def of(cls, sizes: Mapping[ShardId, int], recipe: Recipe, epochs: float) -> "Plan":
-        """A plan that passes over every shard `epochs` times, in whole batches (at least one a shard)."""
+        """A plan that passes over every shard `epochs` times, to the nearest whole batch (at least one)."""
         shards = []
         for shard, samples in sizes.items():
             batch = recipe.batch_size or samples
@@ -54,9 +54,13 @@ class Plan:
         return sum(shard.samples for shard in self.shards)
 
     def rounds(self, wanted: int) -> int:
-        """How many synchronous rounds the run has: `wanted`, or ten a pass where that is 0; every task gets a step."""
+        """How many synchronous rounds the run has: `wanted`, where every task then has a step.
+
+        Where that is 0: ten a pass over the data, but fewer where tasks would have less than ten steps.
+        """
         shortest = min(shard.steps for shard in self.shards)
-        return max(1, min(wanted or round(10 * self.budget / self.samples), shortest))
+        usual = min(round(10 * self.budget / self.samples), shortest // 10)
+        return max(1, min(wanted or usual, shortest))
 
     def round_steps(self, shard: ShardId, number: int, rounds: int) -> int:
         """A shard's steps in round `number` (from 0) of `rounds`: equal shares that add up to its steps exactly."""
