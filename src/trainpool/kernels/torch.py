@@ -286,4 +286,6 @@ def load(program: Path, device: str, number: int, threads: int) -> tuple[TorchKe
     if device == "auto":
         device = f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     model, loss, preprocess = cloudpickle.loads(program.read_bytes())
+    # PyTorch imports its compiler, a second or two, when the first optimizer is made: not in the first task's time.
+    optimizer_of(Recipe(), [torch.zeros(1, requires_grad=True)]).zero_grad()
     return TorchKernel(model, loss, preprocess, device), device
