@@ -5,9 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 import trainpool as tp
+
+# No deadlines: a busy machine is no bug. The same examples every time: a failure here is a failure everywhere.
+settings.register_profile("trainpool", deadline=None, derandomize=True)
+settings.load_profile("trainpool")
 
 
 @pytest.fixture(scope="session")

@@ -49,5 +49,6 @@ class Admission:
             typical = statistics.median(self.norms)
             if length > self.limit * typical:
                 return f"its norm per root step, {length:.3g}, is over {self.limit:g} times the median, {typical:.3g}"
-        self.norms = [*self.norms, length][-WINDOW:]
+        if length > 0:  # a task at rate 0, as a warm-up begins, moves nothing and says nothing of the norms to come
+            self.norms = [*self.norms, length][-WINDOW:]
         return None
