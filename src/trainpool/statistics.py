@@ -3,6 +3,9 @@
 The mean of the shards' running variances misses the variance between their means. The law of total variance does not:
 
     mean = Σ w_i mean_i          var = Σ w_i var_i + Σ w_i (mean_i - mean)²          w_i = n_i / Σ n
+
+Exact for statistics of each shard's samples. BatchNorm's running ones are moving averages over batches: close to that
+after tasks of some tens of steps, which is what its momentum of 0.1 remembers.
 """
 
 from collections.abc import Mapping
