@@ -41,6 +41,9 @@ __all__ = ["Config", "Result", "Run", "begin", "carry_on", "resume", "train"]
 
 Progress = Callable[[int, int], None]
 
+PROGRAM = "program.pkl"
+"""The author's model, loss and preprocessing, in the run's folder."""
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """What a run is, as `config.json` keeps it: enough to resume."""
@@ -167,7 +170,7 @@ def begin(
     if epochs <= 0 or evaluate_every < 0 or shards < 0:
         raise ConfigError(f"epochs must be above 0 (it is {epochs:g}), evaluate_every and shards must not be negative")
     home = Path(out)
-    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+    if home.exists() and (not home.is_dir() or any(PROGRAM not in item.name for item in home.iterdir())):
         hint = f"continue it with `trainpool resume {home}`" if (home / "config.json").exists() else "it is not empty"
         raise RunError(f"{home} exists: {hint}, or choose another folder")
     train_source, test_source = experiment.sources()
@@ -204,9 +207,10 @@ def begin(
     )
     with disk(home):
         home.mkdir(parents=True, exist_ok=True)
-        wire.write(home / "config.json", msgspec.json.format(msgspec.json.encode(config), indent=2))
         parts = (copy.deepcopy(experiment.model).cpu(), experiment.loss_function(), experiment.preprocess)
-        wire.write(home / "program.pkl", cloudpickle.dumps(parts))
+        wire.write(home / PROGRAM, cloudpickle.dumps(parts))
+        # Last: with this file there is a run, which `resume` continues from any moment on.
+        wire.write(home / "config.json", msgspec.json.format(msgspec.json.encode(config), indent=2))
     return Run(home, config, method, pool, experiment.model)
 
 
@@ -255,7 +259,7 @@ def resume(
         importable(Path(config.source.rpartition(":")[0]))
     try:
         # The author's own program, written by this machine's user when the run began.
-        model = cloudpickle.loads((home / "program.pkl").read_bytes())[0]
+        model = cloudpickle.loads((home / PROGRAM).read_bytes())[0]
     except (OSError, ImportError, AttributeError) as error:
         raise RunError(f"the run's code cannot be loaded, has it moved? {type(error).__name__}: {error}") from error
     pool = pool or LocalPool(workers or config.workers, threads=config.threads, device=config.device)
@@ -290,7 +294,7 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
         job = Job(
             layout=layout,
             dtype=np.dtype(str(dtype_of(model)).removeprefix("torch.")),
-            program=home / "program.pkl",
+            program=home / PROGRAM,
             shards=Path(config.cache) / "shards",
             test=config.test.shards[0].id if config.test else None,
             log=home / "workers.log",

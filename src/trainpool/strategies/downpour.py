@@ -15,6 +15,8 @@ Deviations and traps:
   independent of n; `accrue="sum"` is the paper's. The paper itself only used n = 1, where they agree.
 - Adagrad's first step is γ·sign(g), which is huge, and 0/0 where g = 0: hence ε = 1e-10 and the warm start, in which
   one replica trains alone (the paper's figures start from plain SGD) while G already accumulates.
+- γ follows the recipe's schedule, as α does; the paper's γ is constant, which is `schedule="constant"` here. With a
+  cosine the last updates no longer jump about.
 - With another local optimizer than plain SGD, (w - x)/α is no longer a gradient but plays the part of one.
 """
 
@@ -59,7 +61,7 @@ class Downpour:
     server: Literal["adagrad", "sgd"] = "adagrad"
     """How the server steps."""
     learning_rate: float = 0.01
-    """γ of adagrad."""
+    """γ of adagrad, where the recipe's schedule is at its peak; it falls as the workers' rate does."""
     factor: float = 1.0
     """η/α of sgd, and of the warm start: 1 moves the parameters as far as the worker went."""
     epsilon: float = 1e-10
@@ -107,7 +109,10 @@ class Downpour:
         accrued = 1 / update.rate if update.rate else 0.0
         accrued /= update.steps if self.accrue == "mean" else 1
         adagrad, warming = self.server == "adagrad", self.warming(state)
-        rate = self.learning_rate if adagrad and not warming else self.factor * update.rate
+        if adagrad and not warming:
+            rate = self.learning_rate * update.rate / state.plan.recipe.learning_rate
+        else:
+            rate = self.factor * update.rate
         for part in chunks(w.size):
             g = update.delta[part] * number(accrued)
             step = g * number(rate)
