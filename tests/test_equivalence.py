@@ -218,6 +218,17 @@ def test_the_speed_of_workers_changes_no_bit_of_a_synchronous_method(strategy: A
         assert found.parameters.tobytes() == even.parameters.tobytes()
 
 
+def test_the_speed_of_workers_changes_no_bit_of_a_rounds_buffers() -> None:
+    data, found = shards(7, 12, 9, 4), set()
+    for speeds in ([1.0] * 4, [1.0, 2.0, 7.0, 40.0], [3.0, 2.0], [5.0]):
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3)).double()
+        torch.manual_seed(0)
+        for p in net.parameters():
+            nn.init.normal_(p, 0, 0.1)
+        found.add(run(net, data, ParallelSGD(rounds=5), recipe(4), 20, speeds=speeds).buffers.tobytes())
+    assert len(found) == 1
+
+
 def test_the_speed_of_workers_differs_in_an_asynchronous_method() -> None:
     data = shards(7, 12, 9, 4)
     ends = [run(mlp(), data, Downpour(), recipe(4), 20, speeds=s).parameters for s in ([1.0] * 4, [1.0, 2, 7, 40])]

@@ -374,7 +374,7 @@ class Coordinator:
         memory.leases[task.id] = Lease(task, worker, now)
         memory.workers[worker] = "busy"
         entry.leased += 1
-        anchor, buffers = assignment.anchor, memory.statistics.buffers
+        anchor, buffers = assignment.anchor, memory.statistics.sent(self.state.version)
         memory.bytes_down += assignment.parameters.nbytes + buffers.nbytes + (0 if anchor is None else anchor.nbytes)
         return Send(worker, task, assignment.parameters, buffers, anchor)
 

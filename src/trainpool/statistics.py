@@ -71,12 +71,18 @@ class Statistics:
     buffers: Vector
     version: int = -1
     reports: dict[ShardId, Reported] = field(default_factory=dict)
+    start: Vector | None = None
+    """The buffers before the first of these reports."""
+
+    def sent(self, version: int) -> Vector:
+        """The buffers that a task of this version begins with: the same for all of a round, whenever each is sent."""
+        return self.start if self.start is not None and version == self.version else self.buffers
 
     def merge(self, layout: Layout, version: int, shard: ShardId, samples: int, buffers: Vector) -> None:
         """Take in one admitted update's buffers."""
         if buffers.size == 0 or version < self.version:
             return
         if version > self.version:
-            self.version, self.reports = version, {}
+            self.version, self.reports, self.start = version, {}, self.buffers
         self.reports[shard] = Reported(samples, buffers.copy())
         self.buffers = pooled(layout, self.reports)
