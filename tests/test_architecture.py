@@ -14,7 +14,7 @@ import trainpool
 
 SOURCE = Path(trainpool.__file__).parent
 LEVELS = {
-    **dict.fromkeys(("errors", "rng", "vector", "messages"), 0),
+    **dict.fromkeys(("errors", "rng", "vector", "messages", "events"), 0),
     **dict.fromkeys(("strategies", "data", "admission", "statistics", "pace", "wire"), 1),
     "coordinator": 2,
     **dict.fromkeys(("journal", "kernels", "pools", "drive", "worker", "models"), 3),

@@ -28,7 +28,8 @@ from reference import (
     start,
     system,
 )
-from trainpool.coordinator import Asked, Coordinator, Event, Left, Rejected, Restarted, Returned, Send
+from trainpool.coordinator import Coordinator
+from trainpool.events import Asked, Event, Left, Rejected, Restarted, Returned, Send
 from trainpool.journal import Journal, replay
 from trainpool.kernels.torch import TorchKernel
 from trainpool.messages import Recipe, Update
@@ -110,7 +111,7 @@ def test_the_warm_start_is_serial_sgd_and_the_squares_already_accumulate(net: An
 def one_update(strategy: AnyStrategy, w: Vector, before: Vector, end: Vector) -> Vector:
     """The parameters after an update that began at `before` meets a server that is at `w`."""
     state = strategy.init(w, plan_of(shards(4, 4), CONSTANT, 10))
-    shard = strategy.wanted(state)[0]
+    shard = next(iter(strategy.wanted(state)))
     return strategy.merge(state, shard, Update(before - end, 5, 20, 0.0, 0, 0, RATE)).parameters
 
 

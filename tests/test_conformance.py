@@ -1,7 +1,7 @@
 """Every strategy that the package discovers keeps the contract."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -84,7 +84,7 @@ class Broken(Serial):
         state = super().init(parameters, plan)
         return dataclasses.replace(state, parameters=parameters) if self.fault == "shares" else state
 
-    def wanted(self, state: Any) -> Sequence[ShardId]:
+    def wanted(self, state: Any) -> Collection[ShardId]:
         return [] if self.fault == "idle" else super().wanted(state)
 
     def assign(self, state: Any, shard: ShardId) -> Any:

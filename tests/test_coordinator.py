@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from trainpool import wire
-from trainpool.coordinator import (
+from trainpool.coordinator import Coordinator
+from trainpool.errors import MessageError
+from trainpool.events import (
     Accepted,
     Asked,
-    Coordinator,
     Failed,
     Finished,
     Joined,
@@ -24,7 +25,6 @@ from trainpool.coordinator import (
     Tick,
     Wait,
 )
-from trainpool.errors import MessageError
 from trainpool.messages import Recipe, Report
 from trainpool.pace import Pace
 from trainpool.strategies import AnyStrategy, Downpour, ParallelSGD, Plan, Serial

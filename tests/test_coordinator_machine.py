@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trainpool import wire
-from trainpool.coordinator import (
+from trainpool.coordinator import Coordinator
+from trainpool.events import (
     Accepted,
     Asked,
-    Coordinator,
     Event,
     Failed,
     Finished,

@@ -20,7 +20,8 @@ from torch import nn
 import trainpool as tp
 from conftest import small_data
 from trainpool import training
-from trainpool.coordinator import Coordinator, Send
+from trainpool.coordinator import Coordinator
+from trainpool.events import Send
 from trainpool.journal import Journal, replay
 from trainpool.kernels.torch import layout_of, vector_of
 from trainpool.strategies import Plan

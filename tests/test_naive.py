@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from reference import Data, batches, difference, run
-from trainpool.coordinator import Coordinator, Returned
+from trainpool.coordinator import Coordinator
+from trainpool.events import Returned
 from trainpool.messages import Recipe
 from trainpool.pools.protocol import Arrival
 from trainpool.strategies import ADMM, Downpour, ParallelSGD

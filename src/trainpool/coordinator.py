@@ -14,136 +14,36 @@ Every pool (processes, HTTP, virtual time) is a thin shell around `handle`. Same
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
-
-import msgspec
+from typing import Any, Literal
 
 from trainpool import rng, wire
 from trainpool.admission import Admission
 from trainpool.errors import MessageError
+from trainpool.events import (
+    Accepted,
+    Asked,
+    Command,
+    Event,
+    Failed,
+    Finished,
+    Joined,
+    Left,
+    Rejected,
+    Restarted,
+    Returned,
+    Send,
+    Stopped,
+    Tick,
+    Wait,
+    WorkerId,
+)
 from trainpool.messages import Report, ShardId, Task, Update
 from trainpool.pace import Pace
 from trainpool.statistics import Statistics
 from trainpool.strategies.protocol import Assignment, Plan, Strategy
 from trainpool.vector import Layout, Vector
 
-__all__ = [
-    "Accepted",
-    "Asked",
-    "Command",
-    "Coordinator",
-    "Event",
-    "Failed",
-    "Finished",
-    "Joined",
-    "Ledger",
-    "Left",
-    "Rejected",
-    "Restarted",
-    "Returned",
-    "Send",
-    "Stopped",
-    "Tick",
-    "Wait",
-]
-
-WorkerId: TypeAlias = str
-
-
-class Joined(msgspec.Struct, frozen=True, tag=True):
-    """A worker is there."""
-
-    worker: WorkerId
-
-
-class Asked(msgspec.Struct, frozen=True, tag=True):
-    """A worker is idle and asks for a task. It is answered by `Send`, `Wait` or `Finished`."""
-
-    worker: WorkerId
-
-
-class Returned(msgspec.Struct, frozen=True, tag=True):
-    """A worker answered a task. The delta and the buffers come beside the event."""
-
-    worker: WorkerId
-    report: Report
-
-
-class Failed(msgspec.Struct, frozen=True, tag=True):
-    """A worker could not do a task."""
-
-    worker: WorkerId
-    task: int
-    reason: str
-
-
-class Left(msgspec.Struct, frozen=True, tag=True):
-    """A worker is gone, with whatever it was doing."""
-
-    worker: WorkerId
-
-
-class Tick(msgspec.Struct, frozen=True, tag=True):
-    """Time passed."""
-
-
-class Restarted(msgspec.Struct, frozen=True, tag=True):
-    """The coordinator was restored from a journal; no worker of before is there any more."""
-
-
-Event: TypeAlias = Joined | Asked | Returned | Failed | Left | Tick | Restarted
-
-
-@dataclass(frozen=True)
-class Send:
-    """Give a worker this task, with the parameters and buffers (views: copy them before the next event)."""
-
-    worker: WorkerId
-    task: Task
-    parameters: Vector
-    buffers: Vector
-    anchor: Vector | None
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing for this worker now; it will be sent a task when there is one."""
-
-    worker: WorkerId
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """An update was merged."""
-
-    worker: WorkerId
-    task: Task
-    report: Report
-    staleness: int
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """An answer was not merged, for this reason; nothing else changed."""
-
-    worker: WorkerId
-    task: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The run is complete."""
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """The run cannot go on, for this reason."""
-
-    reason: str
-
-
-Command: TypeAlias = Send | Wait | Accepted | Rejected | Finished | Stopped
+__all__ = ["Coordinator", "Lease", "Ledger", "Memory"]
 
 
 @dataclass

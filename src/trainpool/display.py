@@ -10,8 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainpool.coordinator import Accepted, Rejected
 from trainpool.drive import Drive, Moment
+from trainpool.events import Accepted, Rejected
 from trainpool.kernels.protocol import Evaluation
 
 __all__ = ["Display", "duration"]

@@ -6,18 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from trainpool.coordinator import (
-    Accepted,
-    Asked,
-    Command,
-    Coordinator,
-    Event,
-    Finished,
-    Rejected,
-    Send,
-    Stopped,
-    Tick,
-)
+from trainpool.coordinator import Coordinator
+from trainpool.events import Accepted, Asked, Command, Event, Finished, Rejected, Send, Stopped, Tick
 from trainpool.journal import Journal
 from trainpool.kernels.protocol import Evaluation
 from trainpool.pools.protocol import Arrival, Evaluated, Pool

@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 
 from trainpool import wire
-from trainpool.coordinator import Coordinator, Event, Restarted, Returned
+from trainpool.coordinator import Coordinator
 from trainpool.errors import MessageError, RunError
+from trainpool.events import Event, Restarted, Returned
 from trainpool.vector import Vector
 
 __all__ = ["Journal", "replay"]

@@ -119,3 +119,5 @@ class Update:
     """How many versions the parameters have moved since: 0 if none."""
     rate: float
     """The learning rate of the task's first step."""
+    base: Vector | None = None
+    """The parameters that the task carried, where its assignment asked for them: `[trainable]`."""

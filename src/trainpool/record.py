@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from trainpool import wire
-from trainpool.coordinator import Accepted, Rejected
 from trainpool.drive import Drive, Moment
+from trainpool.events import Accepted, Rejected
 from trainpool.kernels.protocol import Evaluation
 
 __all__ = ["Record", "Recorder", "Summary", "read_metrics"]

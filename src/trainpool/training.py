@@ -20,12 +20,13 @@ import torch
 from torch import nn
 
 from trainpool import strategies, wire
-from trainpool.coordinator import Accepted, Coordinator, Rejected, Restarted
+from trainpool.coordinator import Coordinator
 from trainpool.data import ImageFolderSource, Manifest, as_source, default_cache, named, prepare, whole
 from trainpool.data.shards import load as load_shard
 from trainpool.display import Display
 from trainpool.drive import Drive, Moment, Observer
 from trainpool.errors import ConfigError, RunError
+from trainpool.events import Accepted, Rejected, Restarted
 from trainpool.experiment import Experiment, importable, load_experiment
 from trainpool.journal import Journal, disk
 from trainpool.kernels.protocol import Evaluation

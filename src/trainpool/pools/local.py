@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trainpool.coordinator import Asked, Failed, Joined, Left, Returned, Send
 from trainpool.errors import ConfigError, RunError
+from trainpool.events import Asked, Failed, Joined, Left, Returned, Send
 from trainpool.pools.protocol import Arrival, Evaluated, Job, Message
 from trainpool.vector import Vector
 from trainpool.worker import (

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from trainpool.coordinator import Event, Send
+from trainpool.events import Event, Send
 from trainpool.kernels.protocol import Evaluation
 from trainpool.messages import ShardId
 from trainpool.vector import Layout, Vector

@@ -35,11 +35,15 @@ __all__ = [
 ]
 
 
+SHARED = ("protocol", "reducer")
+"""Modules of this package that are no method."""
+
+
 def discover() -> dict[str, type[AnyStrategy]]:
     """Every strategy in this package by its name, which is its file's: `parallel_sgd.py` holds `parallel-sgd`."""
     found: dict[str, type[AnyStrategy]] = {}
     for module in pkgutil.iter_modules(__path__):
-        if module.name != "protocol":
+        if module.name not in SHARED:
             loaded = importlib.import_module(f"{__name__}.{module.name}")
             (exported,) = loaded.__all__  # one method, one file
             found[module.name.replace("_", "-")] = getattr(loaded, exported)

@@ -24,7 +24,7 @@ Deviations and traps:
 - Balancing stops after `balance_rounds`, which the convergence proof needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -113,7 +113,7 @@ class ADMM:
         solutions = {shard.id: np.zeros_like(parameters) for shard in plan.shards}
         return State(plan, parameters.copy(), 0, plan.rounds(self.rounds), self.rho, duals, solutions, (), None)
 
-    def wanted(self, state: State) -> Sequence[ShardId]:
+    def wanted(self, state: State) -> Collection[ShardId]:
         """The shards that this round still misses."""
         agreed = self.stop and state.residuals is not None and state.residuals.met
         if state.version == state.rounds or agreed:
@@ -126,7 +126,7 @@ class ADMM:
         weight = len(plan.shards) * plan[shard].samples / plan.samples
         steps = plan.round_steps(shard, state.version, state.rounds)
         progress, pace = state.version / state.rounds, 1 / (state.rounds * steps)
-        return Assignment(z, progress, pace, steps, z - state.duals[shard], state.rho / weight)
+        return Assignment(z, progress, pace, steps, anchor=z - state.duals[shard], rho=state.rho / weight)
 
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Keep the shard's solution; agree on the next consensus when the round is complete."""

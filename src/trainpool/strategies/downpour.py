@@ -20,7 +20,7 @@ Deviations and traps:
 - With another local optimizer than plain SGD, (w - x)/α is no longer a gradient but plays the part of one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -28,7 +28,7 @@ import numpy as np
 
 from trainpool.errors import ConfigError
 from trainpool.messages import ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, is_finite_positive
+from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, is_finite_positive
 from trainpool.vector import Vector, chunks
 
 __all__ = ["Downpour"]
@@ -44,8 +44,7 @@ class State:
     version: int
     squares: Vector
     """Adagrad's G: [trainable]; empty with the `sgd` server."""
-    trained: dict[ShardId, int]
-    """Merged steps of each shard."""
+    tally: Tally
     staleness: int
     """Of the last update, in versions."""
 
@@ -84,20 +83,20 @@ class Downpour:
         if not is_finite_positive(self.learning_rate) or not is_finite_positive(self.factor):
             raise ConfigError("downpour: learning_rate and factor must be above 0")
         squares = np.zeros_like(parameters if self.server == "adagrad" else parameters[:0])
-        return State(plan, parameters.copy(), 0, squares, {}, 0)
+        return State(plan, parameters.copy(), 0, squares, Tally(), 0)
 
     def warming(self, state: State) -> bool:
         """Whether one replica still trains alone."""
-        return state.plan.progress(state.trained) < self.warm_start
+        return state.tally.progress(state.plan) < self.warm_start
 
-    def wanted(self, state: State) -> Sequence[ShardId]:
-        """Every shard with steps left; one alone during the warm start."""
-        shards = state.plan.unfinished(state.trained)
-        return shards[:1] if self.warming(state) else shards
+    def wanted(self, state: State) -> Collection[ShardId]:
+        """Every shard with steps left; the least trained one alone during the warm start."""
+        shards = Unfinished(state.plan, state.tally)
+        return [shard for shard in (shards.least(),) if shard] if self.warming(state) else shards
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """The current parameters."""
-        progress = state.plan.progress(state.trained)
+        progress = state.tally.progress(state.plan)
         # The rate stays constant within a task (pace 0), so that delta/α is exactly the accrued gradient.
         return Assignment(state.parameters, progress, 0.0, self.steps or None)
 
@@ -124,8 +123,8 @@ class Downpour:
                     root += number(self.epsilon)
                     step /= root
             w[part] -= step
-        trained = {**state.trained, shard: state.trained.get(shard, 0) + update.steps}
-        return replace(state, version=state.version + 1, trained=trained, staleness=update.staleness)
+        state.tally.add(state.plan, shard, update.steps)
+        return replace(state, version=state.version + 1, staleness=update.staleness)
 
     def report(self, state: State) -> dict[str, float]:
         """The last update's staleness."""

@@ -17,7 +17,7 @@ is weighted by samples, the same thing for the paper's equal shards; the local o
 so at one step a task the method is large-batch plain SGD whatever the momentum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -78,7 +78,7 @@ class ParallelSGD:
         rounds = plan.rounds(self.rounds)
         return State(plan, parameters.copy(), 0, rounds, np.zeros_like(parameters), 0, 0, {})
 
-    def wanted(self, state: State) -> Sequence[ShardId]:
+    def wanted(self, state: State) -> Collection[ShardId]:
         """The shards that this round still misses."""
         if state.version == state.rounds:
             return ()

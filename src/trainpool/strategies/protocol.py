@@ -1,14 +1,15 @@
 """What a strategy is: the types between a published method and the coordinator that runs it."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from trainpool.messages import Recipe, ShardId, Update
 from trainpool.vector import Vector
 
-__all__ = ["Assignment", "Plan", "ShardPlan", "State", "Strategy"]
+__all__ = ["Assignment", "Plan", "ShardPlan", "State", "Strategy", "Tally", "Unfinished"]
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,19 @@ class Plan:
         return cls(tuple(shards), recipe)
 
     def __getitem__(self, shard: ShardId) -> ShardPlan:
-        return next(item for item in self.shards if item.id == shard)
+        return self.index[shard]
 
-    @property
+    @cached_property
+    def index(self) -> Mapping[ShardId, ShardPlan]:
+        """Each shard's part by its name."""
+        return {shard.id: shard for shard in self.shards}
+
+    @cached_property
     def budget(self) -> int:
         """Samples that the run trains, counting each pass."""
         return sum(shard.steps * shard.batch for shard in self.shards)
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Samples in the data set."""
         return sum(shard.samples for shard in self.shards)
@@ -67,14 +73,54 @@ class Plan:
         steps = self[shard].steps
         return (number + 1) * steps // rounds - number * steps // rounds
 
-    def progress(self, trained: Mapping[ShardId, int]) -> float:
-        """The part of the budget that is done, 0 to 1, when `trained` steps were merged of each shard."""
-        return sum(trained.get(shard.id, 0) * shard.batch for shard in self.shards) / self.budget
 
-    def unfinished(self, trained: Mapping[ShardId, int]) -> list[ShardId]:
-        """The shards with steps left, the least trained first, otherwise in the plan's order."""
-        left = [shard for shard in self.shards if trained.get(shard.id, 0) < shard.steps]
-        return [shard.id for shard in sorted(left, key=lambda shard: trained.get(shard.id, 0) / shard.steps)]
+@dataclass
+class Tally:
+    """What was merged so far: the part of a state that most methods share. `merge` may change it in place."""
+
+    steps: dict[ShardId, int] = field(default_factory=dict)
+    """Merged steps of each shard; a shard that was never trained may be absent."""
+    samples: int = 0
+    """Merged samples over all shards."""
+    finished: int = 0
+    """Shards that have no steps left."""
+
+    def add(self, plan: Plan, shard: ShardId, steps: int) -> None:
+        """Count a merged update."""
+        part = plan[shard]
+        before = self.steps.get(shard, 0)
+        self.steps[shard] = before + steps
+        self.samples += steps * part.batch
+        self.finished += before < part.steps <= before + steps
+
+    def left(self, plan: Plan, shard: ShardId) -> int:
+        """The steps that a shard has left."""
+        return plan[shard].steps - self.steps.get(shard, 0)
+
+    def progress(self, plan: Plan) -> float:
+        """The part of the budget that is done, 0 to 1."""
+        return self.samples / plan.budget
+
+
+class Unfinished(Collection[ShardId]):
+    """The shards with steps left, in the plan's order: a view of a tally that answers `in` and `len` at once."""
+
+    def __init__(self, plan: Plan, tally: Tally) -> None:
+        self.plan, self.tally = plan, tally
+
+    def __contains__(self, shard: object) -> bool:
+        return shard in self.plan.index and self.tally.left(self.plan, shard) > 0  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.plan.shards) - self.tally.finished
+
+    def __iter__(self) -> Iterator[ShardId]:
+        return (shard.id for shard in self.plan.shards if shard.id in self)
+
+    def least(self) -> ShardId | None:
+        """The one of which the smallest part was trained; None when there is none."""
+        part = self.tally.steps.get
+        return min(self, key=lambda shard: part(shard, 0) / self.plan[shard].steps, default=None)
 
 
 @dataclass(frozen=True)
@@ -89,6 +135,13 @@ class Assignment:
     """How much `progress` grows with each of the task's steps."""
     steps: int | None = None
     """Steps the task must take; None leaves it to the coordinator's pace."""
+    flexible: bool = False
+    """Whether `steps` is meant for the fastest worker: a slower one then gets fewer, in proportion to its speed, so
+    that all tasks last equally long, and one that must leave early may answer with the steps that it has."""
+    limit: int | None = None
+    """The staleness above which the answer is of no use: it is refused, and its samples are trained again."""
+    rebased: bool = False
+    """Whether the update must come with the parameters that the task carried, as `Update.base`."""
     anchor: Vector | None = None
     """Centre of the proximal term (rho/2)·‖x - anchor‖²: `[trainable]`."""
     rho: float = 0.0
@@ -126,8 +179,12 @@ class Strategy(Protocol[S]):
     def init(self, parameters: Vector, plan: Plan) -> S:
         """The first state. Raises ConfigError where the hyper-parameters do not fit the plan."""
 
-    def wanted(self, state: S) -> Sequence[ShardId]:
-        """The shards whose update would help now; none when the run is finished."""
+    def wanted(self, state: S) -> Collection[ShardId]:
+        """The shards whose update would help now; none when the run is finished.
+
+        A list will do; with thousands of shards a collection that answers `in` and `len` without listing them is
+        faster, such as `Unfinished`. While the version stays, a shard may leave the collection but not enter it.
+        """
 
     def assign(self, state: S, shard: ShardId) -> Assignment:
         """What to send for a wanted shard."""

@@ -11,14 +11,14 @@ Citation: Robbins, H., Monro, S.: "A Stochastic Approximation Method", Annals of
 Deviations: the local optimizer's momentum or moments start anew with each task, as they do in every strategy here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from trainpool.messages import ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan
+from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished
 from trainpool.vector import Vector
 
 __all__ = ["Serial"]
@@ -32,8 +32,7 @@ class State:
     parameters: Vector
     """w: [trainable]."""
     version: int
-    trained: dict[ShardId, int]
-    """Merged steps of each shard."""
+    tally: Tally
 
 
 @dataclass(frozen=True)
@@ -48,22 +47,23 @@ class Serial:
 
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters."""
-        return State(plan, parameters.copy(), 0, {})
+        return State(plan, parameters.copy(), 0, Tally())
 
-    def wanted(self, state: State) -> Sequence[ShardId]:
+    def wanted(self, state: State) -> Collection[ShardId]:
         """The least trained shard, alone."""
-        return state.plan.unfinished(state.trained)[:1]
+        shard = Unfinished(state.plan, state.tally).least()
+        return () if shard is None else (shard,)
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """The current parameters, for as many steps as the pace allows."""
-        progress = state.plan.progress(state.trained)
+        progress = state.tally.progress(state.plan)
         return Assignment(state.parameters, progress, state.plan[shard].batch / state.plan.budget)
 
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Move to where the task ended."""
         np.subtract(state.parameters, update.delta, out=state.parameters)
-        trained = {**state.trained, shard: state.trained.get(shard, 0) + update.steps}
-        return replace(state, version=state.version + 1, trained=trained)
+        state.tally.add(state.plan, shard, update.steps)
+        return replace(state, version=state.version + 1)
 
     def report(self, state: State) -> dict[str, float]:
         """Nothing of its own."""

@@ -8,14 +8,15 @@ rule that was broken.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from trainpool import rng, wire
-from trainpool.coordinator import Coordinator, Finished, Restarted, Send, Stopped
+from trainpool.coordinator import Coordinator
+from trainpool.events import Finished, Restarted, Send, Stopped
 from trainpool.journal import Journal
 from trainpool.messages import Recipe, ShardId, Update
 from trainpool.pools.protocol import Arrival
@@ -99,7 +100,7 @@ class Spy:
         assert self.strategy.wanted(state), "a fresh state wants no shard: nothing would ever be trained"
         return state
 
-    def wanted(self, state: Any) -> Sequence[ShardId]:
+    def wanted(self, state: Any) -> Collection[ShardId]:
         wanted = list(self.strategy.wanted(state))
         assert len(set(wanted)) == len(wanted), "wanted() names a shard twice"
         return wanted

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from trainpool.coordinator import Asked, Event, Failed, Joined, Left, Returned, Send
+from trainpool.events import Asked, Event, Failed, Joined, Left, Returned, Send
 from trainpool.kernels.protocol import Arrays, Evaluation, Kernel, KernelError
 from trainpool.messages import Report, ShardId
 from trainpool.pools.protocol import Arrival, Evaluated, Job, Message
