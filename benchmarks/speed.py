@@ -1,7 +1,8 @@
 """Speed, as ratios: both sides of each are measured in this run. Medians; `--quick` for a first look.
 
 1. One worker's kernel against a hand-written PyTorch loop: same network, batch, threads, data on the same device.
-2. A whole run with two workers of one thread against one; the coordinator's share of the processor.
+2. A whole run with two workers of one thread against one, beside the limit of the hardware: two kernels that know
+   nothing of each other against one; the coordinator's share of the processor.
 3. Merging an update into 25 million parameters, per strategy, against `numpy.copyto` on the same arrays, both as
    bytes a second, counting the bytes that the rule must touch.
 4. Start-up: `import trainpool` and `trainpool --help`.
@@ -106,6 +107,22 @@ def measure(side: str, case: str) -> float:
     return rate
 
 
+def start_kernel(case: str) -> subprocess.Popen[str]:
+    """Measure our kernel in a process of its own, as the local pool starts its workers."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | KEEP_MEMORY
+    command = [sys.executable, __file__, "--measure", "ours", case]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True)
+
+
+def side_by_side(case: str) -> float:
+    """Samples a second of two kernels at once against one: what perfect coordination could reach on this machine."""
+    rates = []
+    for kernels in (1, 2):
+        processes = [start_kernel(case) for _ in range(kernels)]
+        rates.append(sum(float(process.communicate()[0]) for process in processes))
+    return rates[1] / rates[0]
+
+
 def kernel_against_hand(case: str, runs: int) -> None:
     """Point 1: each side in fresh interpreters, the kernel's as the local pool starts its workers."""
     rates: dict[str, list[float]] = {"hand": [], "ours": []}
@@ -123,7 +140,7 @@ def kernel_against_hand(case: str, runs: int) -> None:
 
 def whole_runs(runs: int, samples: int, folder: Path) -> None:
     """Point 2: a run's rate with one and two workers, and what the coordinator's process costs meanwhile."""
-    ratios, shares, rates = [], [], []
+    ratios, shares, rates, limits = [], [], [], []
     for number in range(runs):
         rate, share = {}, 0.0
         for workers in (1, 2):
@@ -137,11 +154,13 @@ def whole_runs(runs: int, samples: int, folder: Path) -> None:
             summary = training.carry_on(run, quiet=True).summary
             share = (time.process_time() - before) / summary["seconds"] / workers
             rate[workers] = summary["samples_per_second"]
+        limits.append(side_by_side("cnn"))
         ratios.append(rate[2] / rate[1])
         rates.append(rate[2])
         shares.append(share)
     detail = f"{statistics.median(rates):,.0f} samples/s"
     row("two workers of one thread / one", f"{statistics.median(ratios):.2f}", ">= 1.9", detail)
+    row("two kernels without a coordinator / one", f"{statistics.median(limits):.2f}", "-", "the hardware's limit")
     row("coordinator's processor time / workers'", f"{statistics.median(shares):.2%}", "< 3 %", "journal included")
 
 

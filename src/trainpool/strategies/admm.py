@@ -24,7 +24,8 @@ Deviations and traps:
 - Balancing stops after `balance_rounds`, which the convergence proof needs.
 """
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -33,7 +34,7 @@ import numpy as np
 from trainpool.errors import ConfigError
 from trainpool.messages import ShardId, Update
 from trainpool.strategies.protocol import Assignment, Plan, is_finite_positive
-from trainpool.vector import Vector, chunks, square
+from trainpool.vector import CHUNK, ROW, Vector, add_squares, rows, share
 
 __all__ = ["ADMM"]
 
@@ -130,7 +131,13 @@ class ADMM:
 
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Keep the shard's solution; agree on the next consensus when the round is complete."""
-        np.subtract(state.parameters, update.delta, out=state.solutions[shard])
+        z, x = state.parameters, state.solutions[shard]
+
+        def keep(parts: Sequence[slice]) -> None:
+            for part in parts:
+                np.subtract(z[part], update.delta[part], out=x[part])
+
+        share(z.size, keep)
         state = replace(state, answered=(*state.answered, shard))
         return state if len(state.answered) < len(state.plan.shards) else self.agree(state)
 
@@ -140,32 +147,44 @@ class ADMM:
         number = z.dtype.type
         alpha = number(self.relaxation)
         shards = [(state.solutions[shard.id], state.duals[shard.id]) for shard in state.plan.shards]
-        primal = moved = x_norm = z_norm = u_norm = 0.0  # squares
-        for part in chunks(z.size):
-            old = z[part].copy()
-            rest, mean, scratch = (1 - alpha) * old, np.zeros_like(old), np.empty_like(old)
-            for x, u in shards:
-                np.multiply(x[part], alpha, out=scratch)
-                scratch += rest  # x̂_i
-                u[part] += scratch
-                mean += u[part]
-            mean /= number(N)
-            new = self.prox(mean, rho)
-            for x, u in shards:
-                u[part] -= new
-                np.subtract(x[part], new, out=scratch)
-                primal += square(scratch)
-                x_norm += square(x[part])
-                u_norm += square(u[part])
-            z[part] = new
-            moved += square(new - old)
-            z_norm += square(new)
+
+        # ‖·‖² row by row: of all x_i - z, all x_i, all u_i, z - z_old and z.
+        squares = np.zeros((5, rows(z.size)))
+
+        def agree(parts: Sequence[slice]) -> None:
+            scratch = np.empty((3, min(CHUNK, z.size)), z.dtype)
+            for part in parts:
+                other, mean, old = scratch[:, : part.stop - part.start]
+                primal, x_square, u_square, moved, z_square = squares[:, part.start // ROW : rows(part.stop)]
+                np.multiply(z[part], 1 - alpha, out=old)  # what over-relaxation keeps of z
+                mean.fill(0)
+                for x, u in shards:
+                    np.multiply(x[part], alpha, out=other)
+                    u[part] += other
+                    mean += u[part]
+                mean /= number(N)
+                mean += old
+                new = self.prox(mean, rho)
+                old -= new  # what every u_i + α x_i still lacks to be u_i + x̂_i - z
+                for x, u in shards:
+                    u[part] += old
+                    np.subtract(x[part], new, out=other)
+                    add_squares(other, primal)
+                    add_squares(x[part], x_square)
+                    add_squares(u[part], u_square)
+                np.subtract(new, z[part], out=other)
+                add_squares(other, moved)
+                add_squares(new, z_square)
+                z[part] = new
+
+        share(z.size, agree)
+        primal, x_square, u_square, moved, z_square = (math.fsum(line) for line in squares.tolist())
         floor = (z.size * N) ** 0.5 * self.absolute_tolerance
         residuals = Residuals(
             primal=primal**0.5,
             dual=rho * (N * moved) ** 0.5,
-            primal_tolerance=floor + self.relative_tolerance * max(x_norm, N * z_norm) ** 0.5,
-            dual_tolerance=floor + self.relative_tolerance * rho * u_norm**0.5,
+            primal_tolerance=floor + self.relative_tolerance * max(x_square, N * z_square) ** 0.5,
+            dual_tolerance=floor + self.relative_tolerance * rho * u_square**0.5,
         )
         state = replace(state, version=state.version + 1, answered=(), residuals=residuals)
         return self.balance(state) if state.version <= self.balance_rounds else state

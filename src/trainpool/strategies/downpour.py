@@ -20,7 +20,7 @@ Deviations and traps:
 - With another local optimizer than plain SGD, (w - x)/α is no longer a gradient but plays the part of one.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -29,7 +29,7 @@ import numpy as np
 from trainpool.errors import ConfigError
 from trainpool.messages import ShardId, Update
 from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, is_finite_positive
-from trainpool.vector import Vector, chunks
+from trainpool.vector import CHUNK, Vector, share
 
 __all__ = ["Downpour"]
 
@@ -112,17 +112,23 @@ class Downpour:
             rate = self.learning_rate * update.rate / state.plan.recipe.learning_rate
         else:
             rate = self.factor * update.rate
-        for part in chunks(w.size):
-            g = update.delta[part] * number(accrued)
-            step = g * number(rate)
-            if adagrad:
-                g *= g
-                G[part] += g
-                if not warming:
-                    root = np.sqrt(G[part], out=g)
-                    root += number(self.epsilon)
-                    step /= root
-            w[part] -= step
+
+        def step(parts: Sequence[slice]) -> None:
+            scratch = np.empty((2, min(CHUNK, w.size)), w.dtype)
+            for part in parts:
+                g, move = scratch[:, : part.stop - part.start]
+                np.multiply(update.delta[part], number(accrued), out=g)
+                np.multiply(g, number(rate), out=move)
+                if adagrad:
+                    g *= g
+                    G[part] += g
+                    if not warming:
+                        np.sqrt(G[part], out=g)
+                        g += number(self.epsilon)
+                        move /= g
+                w[part] -= move
+
+        share(w.size, step)
         state.tally.add(state.plan, shard, update.steps)
         return replace(state, version=state.version + 1, staleness=update.staleness)
 

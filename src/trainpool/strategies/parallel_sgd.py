@@ -17,7 +17,7 @@ is weighted by samples, the same thing for the paper's equal shards; the local o
 so at one step a task the method is large-batch plain SGD whatever the momentum.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -26,7 +26,7 @@ import numpy as np
 from trainpool.errors import ConfigError
 from trainpool.messages import ShardId, Update
 from trainpool.strategies.protocol import Assignment, Plan
-from trainpool.vector import Vector, chunks
+from trainpool.vector import CHUNK, Vector, share
 
 __all__ = ["ParallelSGD"]
 
@@ -92,20 +92,43 @@ class ParallelSGD:
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Add to the round's sum; average when it is complete."""
         early = {**state.early, shard: Early(update.delta, update.samples)}
-        total, samples, turn = state.total, state.samples, state.turn
+        samples, turn = state.samples, state.turn
         while turn < len(state.plan.shards) and (item := early.pop(state.plan.shards[turn].id, None)):
-            for part in chunks(total.size):
-                total[part] += item.delta[part] * total.dtype.type(item.samples)
+            add(state.total, item)
             samples, turn = samples + item.samples, turn + 1
         if shard in early:
             early[shard] = Early(update.delta.copy(), update.samples)
         if turn < len(state.plan.shards):
-            return replace(state, total=total, samples=samples, turn=turn, early=early)
-        for part in chunks(total.size):
-            state.parameters[part] -= total[part] / total.dtype.type(samples)
-            total[part] = 0
-        return replace(state, version=state.version + 1, total=total, samples=0, turn=0, early=early)
+            return replace(state, samples=samples, turn=turn, early=early)
+        average(state, samples)
+        return replace(state, version=state.version + 1, samples=0, turn=0, early=early)
 
     def report(self, state: State) -> dict[str, float]:
         """The rounds completed."""
         return {"round": state.version}
+
+
+def add(total: Vector, item: Early) -> None:
+    """total ← total + n_i Δ_i."""
+    weight = total.dtype.type(item.samples)
+
+    def work(parts: Sequence[slice]) -> None:
+        scratch = np.empty(min(CHUNK, total.size), total.dtype)
+        for part in parts:
+            weighted = np.multiply(item.delta[part], weight, out=scratch[: part.stop - part.start])
+            total[part] += weighted
+
+    share(total.size, work)
+
+
+def average(state: State, samples: int) -> None:
+    """w ← w - total / Σ n_i, and total ← 0."""
+    w, total, number = state.parameters, state.total, state.total.dtype.type
+
+    def work(parts: Sequence[slice]) -> None:
+        for part in parts:
+            total[part] /= number(samples)
+            w[part] -= total[part]
+            total[part] = 0
+
+    share(total.size, work)
