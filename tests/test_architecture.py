@@ -17,6 +17,7 @@ LEVELS = {
     **dict.fromkeys(("errors", "rng", "vector", "messages", "events"), 0),
     **dict.fromkeys(("strategies", "data", "admission", "statistics", "pace", "wire"), 1),
     "coordinator": 2,
+    "units": 2,
     **dict.fromkeys(("journal", "kernels", "pools", "drive", "worker", "models"), 3),
     **dict.fromkeys(("experiment", "record", "plots", "display", "training", "cli"), 4),
     "testing": 3,

@@ -16,6 +16,7 @@ from reference import Data, batches, difference, run
 from trainpool.coordinator import Coordinator
 from trainpool.events import Returned
 from trainpool.messages import Recipe
+from trainpool.pace import Pace
 from trainpool.pools.protocol import Arrival
 from trainpool.strategies import ADMM, Downpour, ParallelSGD
 from trainpool.testing.problems import shard_id
@@ -105,7 +106,8 @@ def test_downpour(steps: int) -> None:
         if isinstance(arrival.event, Returned):
             pushes.append(coordinator.memory.leases[arrival.event.report.task].task.shard)
 
-    end = run(classifier(), data, strategy, recipe, 10 * steps, speeds=[1.0, 2.6, 7.1], watch=watch)
+    pace = Pace(speculate=False)  # every push is then merged
+    end = run(classifier(), data, strategy, recipe, 10 * steps, speeds=[1.0, 2.6, 7.1], pace=pace, watch=watch)
     assert end.memory.staleness > 0
     numbers = [list(data).index(shard) for shard in pushes]  # a shard is fetched again as soon as it was pushed
     naive = load("downpour").train(begin(), as_list(data), Rows(end, data, 8), numbers, 0.1, 0.03, steps)

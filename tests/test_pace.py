@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainpool.pace import WINDOW, Pace
+from trainpool.pace import REMEMBERED, WINDOW, Pace
 
 
 def test_the_first_task_of_a_worker_probes() -> None:
@@ -33,16 +33,66 @@ def test_the_estimate_follows_a_machine_that_slows_down() -> None:
     for seconds in [1.0] * 20 + [3.0] * WINDOW:
         pace.record("w", seconds, 10)
     assert pace.step_seconds("w") == pytest.approx(0.3)
-    assert len(pace.measured["w"]) == WINDOW
+    assert len(pace.measured["w"].steps) == WINDOW
 
 
-def test_a_worker_that_left_is_unknown_again() -> None:
+def test_a_worker_that_left_is_known_again_when_it_comes_back() -> None:
     pace = Pace()
     pace.record("w", 1.0, 10)
-    pace.forget("w")
-    pace.forget("never there")
+    pace.left("w")
+    pace.left("never there")
     assert pace.measured == {}
     assert pace.steps("w") == pace.probe
+    pace.joined("w")
+    pace.joined("never there")
+    assert pace.step_seconds("w") == pytest.approx(0.1)
+
+
+def test_of_workers_that_left_only_so_many_are_remembered() -> None:
+    pace = Pace()
+    for number in range(REMEMBERED + 5):
+        pace.record(f"w{number}", 1.0, 10)
+        pace.left(f"w{number}")
+    assert len(pace.absent) == REMEMBERED
+    assert "w4" not in pace.absent
+
+
+def test_a_task_of_free_length_counts_the_transfer_but_never_mostly_transfers() -> None:
+    pace = Pace(target=2.0)
+    pace.record("near", 1.0, 10, elapsed=1.5)
+    pace.record("far", 1.0, 10, elapsed=6.0)
+    assert pace.steps("near") == 15  # 1.5 s at 0.1 s a step
+    assert pace.steps("far") == 50  # as long as the transfer
+
+
+def test_flexible_tasks_last_as_long_as_the_fastest_workers() -> None:
+    pace = Pace(probe=3)
+    for worker, seconds in (("fast", 1.0), ("half", 2.0), ("slow", 30.0)):
+        pace.record(worker, seconds, 10)
+    assert [pace.fit(worker, 8) for worker in ("fast", "half", "slow", "new")] == [8, 4, 1, 3]
+    pace.record("far", 1.0, 10, elapsed=1.4)  # as fast, but 0.4 s of transfer
+    assert pace.fit("far", 8) == 4
+
+
+def test_equal_workers_get_every_step_of_a_flexible_task() -> None:
+    pace = Pace()
+    for worker in "ab":
+        pace.record(worker, 0.7, 7)
+    assert {pace.fit(worker, steps) for worker in "ab" for steps in (1, 3, 49)} == {1, 3, 49}
+
+
+def test_the_fastest_worker_may_slow_down_leave_and_come_back() -> None:
+    pace = Pace()
+    pace.record("a", 1.0, 10)
+    pace.record("b", 2.0, 10)
+    assert pace.fit("b", 10) == 5
+    for _ in range(WINDOW):
+        pace.record("a", 8.0, 10)
+    assert (pace.fit("a", 8), pace.fit("b", 8)) == (2, 8)
+    pace.left("b")
+    assert pace.fit("a", 8) == 8
+    pace.joined("b")
+    assert pace.fit("a", 8) == 2
 
 
 def test_while_nobody_is_known_the_first_allowance_holds() -> None:

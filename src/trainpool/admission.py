@@ -29,7 +29,8 @@ class Admission:
 
     def judge(self, task: Task, report: Report, delta: Vector, buffers: Vector, layout: Layout) -> str | None:
         """None where the answer is admitted, otherwise why it is not. An admitted norm joins the running median."""
-        if report.steps != task.steps or report.samples != task.steps * task.batch:
+        short = task.partial and report.steps < task.steps
+        if (report.steps != task.steps and not short) or report.samples != report.steps * task.batch:
             return f"it reports {report.steps} steps, {report.samples} samples; the task had {task.steps} steps"
         if delta.shape != (layout.trainable,) or buffers.shape != (layout.size - layout.trainable,):
             return f"shapes {delta.shape} and {buffers.shape} do not fit the model"
@@ -44,7 +45,7 @@ class Admission:
             return "its delta has NaN or infinite elements, or is too long to measure"
         if not bool(np.isfinite(buffers).all()):
             return "its buffers have NaN or infinite elements"
-        length /= math.sqrt(task.steps)
+        length /= math.sqrt(report.steps)
         if len(self.norms) >= ENOUGH:
             typical = statistics.median(self.norms)
             if length > self.limit * typical:

@@ -8,12 +8,16 @@ still the shard's next one, so no sample is lost and none counts twice, whoever 
              ▲               │
              └── failed, left, rejected, overdue (an overdue lease can still answer)
 
+When no unit is open, an idle worker may copy one that another is late with, which changes nothing of the above.
+
 Every pool (processes, HTTP, virtual time) is a thin shell around `handle`. Same events, same commands, same bits.
 """
 
 import hashlib
-from collections.abc import Mapping
+import heapq
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from trainpool import rng, wire
@@ -41,12 +45,16 @@ from trainpool.messages import Report, ShardId, Task, Update
 from trainpool.pace import Pace
 from trainpool.statistics import Statistics
 from trainpool.strategies.protocol import Assignment, Plan, Strategy
+from trainpool.units import Lease, Units
 from trainpool.vector import Layout, Vector
 
-__all__ = ["Coordinator", "Lease", "Ledger", "Memory"]
+__all__ = ["Coordinator", "Ledger", "Memory"]
+
+COPIED = 64
+"""Units still out, at most, when idle workers begin to look for one to copy: the last of a round."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Ledger:
     """What became of one shard's work units. leased = accepted + rejected + failed + lost + those still out."""
 
@@ -57,7 +65,7 @@ class Ledger:
     leased: int = 0
     accepted: int = 0
     rejected: int = 0
-    """Not admitted, or answered after another worker's answer to the same unit."""
+    """Not admitted, too stale, or answered after another worker's answer to the same unit."""
     failed: int = 0
     """The worker said that it could not."""
     lost: int = 0
@@ -67,13 +75,12 @@ class Ledger:
 
 
 @dataclass
-class Lease:
-    """A task given to a worker."""
+class Base:
+    """Parameters of one version, kept for the updates that will need them."""
 
-    task: Task
-    worker: WorkerId
-    since: float
-    overdue: bool = False
+    parameters: Vector
+    users: int = 0
+    """Leases that do."""
 
 
 @dataclass
@@ -86,12 +93,21 @@ class Memory:
     pace: Pace
     leases: dict[int, Lease] = field(default_factory=dict)
     workers: dict[WorkerId, Literal["idle", "busy"]] = field(default_factory=dict)
+    idle: dict[WorkerId, None] = field(default_factory=dict)
+    """The idle ones, the longest idle first."""
+    bases: dict[int, Base] = field(default_factory=dict)
+    """Parameters that tasks still out carried, by version, where their updates need them."""
     next_task: int = 0
     session: int = 0
     """How often the coordinator was restarted: part of every task's number, so that none is used twice."""
     misses: int = 0
     """Failed or rejected answers since the last accepted one."""
+    samples: int = 0
+    """Merged."""
     rejected: int = 0
+    """Answers that were refused for what they held, or as too stale."""
+    copies: int = 0
+    """Leases of a unit that another worker was late with."""
     loss: float = 0.0
     """A moving mean of the training loss."""
     staleness: int = 0
@@ -134,9 +150,20 @@ class Coordinator:
             pace=pace or Pace(),
         )
         # The order in which equally trained shards are offered: seeded, so that no shard is first by its name.
-        rank = rng.permutation(rng.key(rng.derive(seed, 0)), len(plan.shards))
-        self.rank = {shard.id: int(place) for shard, place in zip(plan.shards, rank, strict=True)}
-        self.seeds = {shard.id: rng.derive(seed, number_of(shard.id)) for shard in plan.shards}
+        rank = rng.permutation(rng.key(rng.derive(seed, 0)), len(plan.shards)).tolist()
+        self.rank = {shard.id: place for shard, place in zip(plan.shards, rank, strict=True)}
+        self.seeds = Seeds(seed)
+        self.units = self.index()
+
+    def index(self) -> Units:
+        """Where every unit stands, from the leases and the ledger."""
+        ledger = self.memory.ledger
+        return Units(ledger, self.priority, self.memory.leases, lambda shard: ledger[shard].samples)
+
+    def priority(self, shard: ShardId) -> tuple[float, int] | None:
+        """The least trained shard is offered first; None where it has no steps left."""
+        steps, whole = self.memory.ledger[shard].steps, self.plan.index[shard].steps
+        return (steps / whole, self.rank[shard]) if steps < whole else None
 
     def handle(
         self, event: Event, now: float, delta: Vector | None = None, buffers: Vector | None = None
@@ -144,65 +171,85 @@ class Coordinator:
         """One event at time `now` (seconds, never decreasing); `Returned` comes with its arrays."""
         memory = self.memory
         match event:
-            case Joined(worker):
-                memory.workers.setdefault(worker, "busy")
-                return []
-            case Asked(worker):
-                self.lose(worker)  # it holds nothing any more: a task that it forgot goes to someone else
-                memory.workers[worker] = "idle"
-                return self.offer(now)
             case Returned(worker, report):
                 assert delta is not None
                 assert buffers is not None
-                memory.workers[worker] = "busy"
-                return [*self.answer(worker, report, delta, buffers), *self.offer(now)]
+                self.busy(worker)
+                return [*self.answer(worker, report, delta, buffers, now), *self.offer(now)]
+            case Asked(worker):
+                self.lose(worker)  # it holds nothing any more: a task that it forgot goes to someone else
+                if worker not in memory.workers:
+                    memory.pace.joined(worker)
+                memory.workers[worker] = "idle"
+                memory.idle[worker] = None
+                commands = self.offer(now)
+                return [*commands, Wait(worker)] if worker in memory.idle and not memory.done else commands
+            case Joined(worker):
+                if worker not in memory.workers:
+                    memory.workers[worker] = "busy"
+                    memory.pace.joined(worker)
+                return []
             case Failed(worker, task, reason):
-                memory.workers[worker] = "busy"
+                self.busy(worker)
                 return [*self.fail(worker, task, reason), *self.offer(now)]
             case Left(worker):
                 memory.workers.pop(worker, None)
-                memory.pace.forget(worker)
+                memory.idle.pop(worker, None)
+                memory.pace.left(worker)
                 self.lose(worker)
                 return self.offer(now)
             case Tick():
                 return self.offer(now)
             case Restarted():
-                for worker in list(memory.workers):
+                for worker in memory.workers:
                     self.lose(worker)
-                    memory.pace.forget(worker)
+                    memory.pace.left(worker)
                 memory.workers.clear()
+                memory.idle.clear()
                 memory.session, memory.misses, memory.done = memory.session + 1, 0, False
                 return []
 
-    def answer(self, worker: WorkerId, report: Report, delta: Vector, buffers: Vector) -> list[Command]:
+    def busy(self, worker: WorkerId) -> None:
+        """A worker gets no task until it asks."""
+        self.memory.workers[worker] = "busy"
+        self.memory.idle.pop(worker, None)
+
+    def answer(self, worker: WorkerId, report: Report, delta: Vector, buffers: Vector, now: float) -> list[Command]:
         """Merge an answer, or say why not."""
         memory = self.memory
         memory.bytes_up += delta.nbytes + buffers.nbytes
         lease = memory.leases.get(report.task)
         if lease is None or lease.worker != worker:
             return [Rejected(worker, report.task, "this worker has no such task (any more)")]
-        del memory.leases[report.task]
         task = lease.task
         entry = memory.ledger[task.shard]
-        if task.offset != entry.samples or task.shard not in self.strategy.wanted(self.state):
-            entry.rejected += 1
-            return [Rejected(worker, task.id, "another worker answered first")]
-        reason = memory.admission.judge(task, report, delta, buffers, self.layout)
-        if reason:
-            entry.rejected += 1
-            memory.rejected += 1
-            return [Rejected(worker, task.id, reason), *self.miss(reason)]
-        memory.pace.record(worker, report.seconds, report.steps)
         staleness = self.state.version - task.version
+        stopping: list[Command] = []
+        if task.offset != entry.samples or task.shard not in self.strategy.wanted(self.state):
+            reason: str | None = "another worker answered first"
+        elif lease.limit is not None and staleness > lease.limit:
+            reason = f"the model has moved on by {staleness} versions; {lease.limit} are allowed"
+            memory.rejected += 1
+        elif reason := memory.admission.judge(task, report, delta, buffers, self.layout):
+            memory.rejected += 1
+            stopping = self.miss(reason)
+        base = self.drop(lease)
+        if reason:
+            self.units.drop(lease)
+            entry.rejected += 1
+            return [Rejected(worker, task.id, reason), *stopping]
+        memory.pace.record(worker, report.seconds, report.steps, now - lease.since)
         rate = task.recipe.rate(task.progress)
-        update = Update(delta, report.steps, report.samples, report.loss, task.version, staleness, rate)
+        update = Update(delta, report.steps, report.samples, report.loss, task.version, staleness, rate, base)
         self.state = self.strategy.merge(self.state, task.shard, update)
         memory.statistics.merge(self.layout, task.version, task.shard, report.samples, buffers)
         entry.accepted += 1
         entry.steps += report.steps
         entry.samples += report.samples
+        self.units.merge(lease)
         memory.misses = 0
         memory.updates += 1
+        memory.samples += report.samples
         memory.staleness += staleness
         memory.loss = report.loss if memory.updates == 1 else 0.9 * memory.loss + 0.1 * report.loss
         return [Accepted(worker, task, report, staleness)]
@@ -212,14 +259,28 @@ class Coordinator:
         lease = self.memory.leases.get(task)
         if lease is None or lease.worker != worker:
             return []
-        del self.memory.leases[task]
+        self.drop(lease)
+        self.units.drop(lease)
         self.memory.ledger[lease.task.shard].failed += 1
         return self.miss(reason)
 
     def lose(self, worker: WorkerId) -> None:
         """Take back what a worker that left was doing."""
-        for task in [task for task, lease in self.memory.leases.items() if lease.worker == worker]:
-            self.memory.ledger[self.memory.leases.pop(task).task.shard].lost += 1
+        for lease in list(self.units.held.get(worker, ())):
+            self.drop(lease)
+            self.units.drop(lease)
+            self.memory.ledger[lease.task.shard].lost += 1
+
+    def drop(self, lease: Lease) -> Vector | None:
+        """Forget a lease; the parameters that its task carried, where they were kept."""
+        del self.memory.leases[lease.task.id]
+        if not lease.rebased:
+            return None
+        base = self.memory.bases[lease.task.version]
+        base.users -= 1
+        if base.users == 0:
+            del self.memory.bases[lease.task.version]
+        return base.parameters
 
     def miss(self, reason: str) -> list[Command]:
         """Count a failed or rejected answer: one bad worker is put up with, a run where nothing works is not."""
@@ -230,7 +291,7 @@ class Coordinator:
         return [Stopped(f"{self.memory.misses} answers in a row were unusable; the last one because {reason}")]
 
     def offer(self, now: float) -> list[Command]:
-        """Give every idle worker an open unit; finish when there is none and none will come."""
+        """Give idle workers the open units; finish when there is none and none will come."""
         memory = self.memory
         if memory.done:
             return []
@@ -238,24 +299,59 @@ class Coordinator:
         if not wanted:
             memory.done = True
             return [Finished()]
-        for lease in memory.leases.values():
-            late = now - lease.since > memory.pace.allowance(lease.worker, lease.task.steps)
-            if late and not lease.overdue:
-                lease.overdue = True
-                memory.ledger[lease.task.shard].overdue += 1
-        held = {lease.task.shard for lease in memory.leases.values() if not lease.overdue}
-        open_shards = [shard for shard in wanted if shard not in held]
-        steps = {shard.id: shard.steps for shard in self.plan.shards}
-        open_shards.sort(key=lambda shard: (memory.ledger[shard].steps / steps[shard], self.rank[shard]))
-        idle = [worker for worker, status in memory.workers.items() if status == "idle"]
-        return [self.lease(worker, open_shards.pop(0), now) if open_shards else Wait(worker) for worker in idle]
+        for lease in self.units.expire(now):
+            lease.overdue = True
+            memory.ledger[lease.task.shard].overdue += 1
+        if not memory.idle:
+            return []
+        shards: list[ShardId] = []
+        while len(shards) < len(memory.idle) and (shard := self.units.take(wanted, self.state.version)) is not None:
+            shards.append(shard)
+        # The fastest workers first: the least trained shards go to those who train them furthest.
+        workers = heapq.nsmallest(len(shards), memory.idle, key=self.slowness)
+        commands: list[Command] = [
+            self.lease(worker, shard, now) for worker, shard in zip(workers, shards, strict=True)
+        ]
+        if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
+            commands += self.speculate(wanted, now)
+        return commands
+
+    def slowness(self, worker: WorkerId) -> float:
+        """Seconds a step; endless where it is unknown."""
+        seconds = self.memory.pace.step_seconds(worker)
+        return float("inf") if seconds is None else seconds
+
+    def speculate(self, wanted: Collection[ShardId], now: float) -> list[Command]:
+        """Let idle workers copy units that others are late with, or that they would have done much sooner.
+
+        Chen et al. 2016, "Revisiting Distributed Synchronous SGD", has backup workers from the start; with leases the
+        last units of a round suffice.
+        """
+        commands: list[Command] = []
+        pace = self.memory.pace
+        lonely = [leases[0] for shard, leases in self.units.live.items() if len(leases) == 1 and shard in wanted]
+        for worker in list(islice(self.memory.idle, COPIED)):
+            for lease in sorted(lonely, key=lambda lease: lease.task.id):
+                own, others = (pace.expected(name, lease.task.steps) for name in (worker, lease.worker))
+                if own is None or others is None:
+                    continue
+                if now > lease.since + 2 * others or now + 2 * own < lease.since + others:
+                    lonely.remove(lease)
+                    self.memory.copies += 1
+                    commands.append(self.lease(worker, lease.task.shard, now))
+                    break
+        return commands
 
     def lease(self, worker: WorkerId, shard: ShardId, now: float) -> Send:
         """Make the task of a shard's next unit."""
-        memory, part = self.memory, self.plan[shard]
+        memory, part, pace = self.memory, self.plan.index[shard], self.memory.pace
         entry = memory.ledger[shard]
         assignment: Assignment = self.strategy.assign(self.state, shard)
-        steps = min(assignment.steps or memory.pace.steps(worker), part.steps - entry.steps)
+        steps = assignment.steps
+        if steps is None:
+            steps = pace.steps(worker)
+        elif assignment.flexible:
+            steps = pace.fit(worker, steps)
         task = Task(
             id=(memory.session << 32) + memory.next_task,
             version=self.state.version,
@@ -263,17 +359,33 @@ class Coordinator:
             recipe=self.plan.recipe,
             seed=self.seeds[shard],
             offset=entry.samples,
-            steps=steps,
+            steps=min(steps, part.steps - entry.steps),
             batch=part.batch,
             progress=assignment.progress,
             pace=assignment.pace,
+            partial=assignment.steps is None or assignment.flexible,
             anchored=assignment.anchor is not None,
             rho=assignment.rho,
         )
+        limits = [limit for limit in (assignment.limit, pace.limit) if limit is not None]
+        lease = Lease(
+            task,
+            worker,
+            now,
+            deadline=now + pace.allowance(worker, task.steps),
+            limit=min(limits) if limits else None,
+            rebased=assignment.rebased,
+        )
         memory.next_task += 1
-        memory.leases[task.id] = Lease(task, worker, now)
-        memory.workers[worker] = "busy"
+        memory.leases[task.id] = lease
+        self.units.add(lease)
+        self.busy(worker)
         entry.leased += 1
+        if lease.rebased:
+            base = memory.bases.setdefault(task.version, Base(assignment.parameters))
+            if base.users == 0:
+                base.parameters = assignment.parameters.copy()
+            base.users += 1
         anchor, buffers = assignment.anchor, memory.statistics.sent(self.state.version)
         memory.bytes_down += assignment.parameters.nbytes + buffers.nbytes + (0 if anchor is None else anchor.nbytes)
         return Send(worker, task, assignment.parameters, buffers, anchor)
@@ -281,7 +393,7 @@ class Coordinator:
     @property
     def samples(self) -> int:
         """Samples merged so far."""
-        return sum(entry.samples for entry in self.memory.ledger.values())
+        return self.memory.samples
 
     @property
     def parameters(self) -> Vector:
@@ -307,6 +419,18 @@ class Coordinator:
             raise MessageError("a saved state lacks the strategy's or the coordinator's part")
         self.state = wire.unpack(type(self.state), tree["strategy"], tensors)
         self.memory = wire.unpack(Memory, tree["memory"], tensors)
+        self.units = self.index()
+
+
+class Seeds(dict[ShardId, int]):
+    """Each shard's seed in a run, derived when it is first asked for."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __missing__(self, shard: ShardId) -> int:
+        self[shard] = rng.derive(self.seed, number_of(shard))
+        return self[shard]
 
 
 def number_of(shard: ShardId) -> int:

@@ -84,6 +84,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The part of the run's samples that was trained before the first step."""
     pace: NotNegative = 0.0
     """How much `progress` grows with each step."""
+    partial: bool = False
+    """Whether an answer with fewer steps than these is welcome, of a worker that must leave."""
     anchored: bool = False
     """Whether an anchor travels along: the centre of the proximal term (rho/2)·‖x - anchor‖²."""
     rho: NotNegative = 0.0

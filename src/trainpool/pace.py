@@ -1,56 +1,125 @@
-"""How long tasks take: what each worker's steps cost, how many fit a task, and when an answer is overdue."""
+"""How long tasks take: what steps and transfers cost each worker, how many steps fit a task, when an answer is late."""
 
 import statistics
 from dataclasses import dataclass, field
 
-__all__ = ["Pace"]
+__all__ = ["Pace", "Speed"]
 
 WINDOW = 7
 """Tasks that a worker's estimate looks back on: few, so that it follows a machine that slows down."""
+REMEMBERED = 10_000
+"""Workers that left whose speed is kept, for when they come back."""
+
+
+@dataclass(slots=True)
+class Speed:
+    """What was measured of one worker's last tasks, and the medians."""
+
+    steps: list[float] = field(default_factory=list)
+    """Seconds a step."""
+    overheads: list[float] = field(default_factory=list)
+    """Seconds from sending the task to having the answer in which it did not compute: transfer, waiting."""
+    step: float = 0.0
+    overhead: float = 0.0
 
 
 @dataclass
 class Pace:
-    """Measured speeds. A short first task measures a worker; later ones last `target` seconds where they may."""
+    """Measured speeds. A short first task measures a worker; later ones last as long as they should."""
 
     target: float = 2.0
     """Seconds that a task of free length should take."""
     probe: int = 5
-    """Steps of the first task of a worker whose speed is unknown."""
+    """Steps of the first task of a worker whose speed is unknown, where its length is free or flexible."""
     grace: float = 30.0
     """Seconds added to every deadline: start-up, transfer, a machine that was busy for a moment."""
     first: float = 300.0
     """Seconds allowed for a task while nobody's speed is known."""
     spread: float = 6.0
     """k of the deadline: a step may take the median + k·MAD of the steps measured (at least twice the median)."""
-    measured: dict[str, list[float]] = field(default_factory=dict)
-    """Seconds a step of each worker's last tasks."""
+    speculate: bool = True
+    """Whether an idle worker may copy a task that another is late with, when nothing else is left to do."""
+    limit: int | None = None
+    """The staleness above which an answer is refused, whatever the method allows; None leaves it to the method."""
+    measured: dict[str, Speed] = field(default_factory=dict)
+    """Of the workers that are there."""
+    absent: dict[str, Speed] = field(default_factory=dict)
+    """Of workers that left, the longest gone first."""
+    fastest: str | None = None
+    """The worker with the fewest seconds a step."""
+    slowest: float = 0.0
+    """The most seconds a step that any worker's median was: what is assumed of one that is unknown."""
 
-    def record(self, worker: str, seconds: float, steps: int) -> None:
-        """A worker finished a task."""
-        self.measured[worker] = [*self.measured.get(worker, []), max(seconds, 1e-6) / steps][-WINDOW:]
+    def record(self, worker: str, seconds: float, steps: int, elapsed: float = 0.0) -> None:
+        """A worker computed `steps` in `seconds`, and its answer came `elapsed` seconds after the task was sent."""
+        speed = self.measured.setdefault(worker, Speed())
+        seconds = max(seconds, 1e-6)
+        speed.steps = [*speed.steps, seconds / steps][-WINDOW:]
+        speed.overheads = [*speed.overheads, max(elapsed - seconds, 0.0)][-WINDOW:]
+        speed.step, speed.overhead = median(speed.steps), median(speed.overheads)
+        self.slowest = max(self.slowest, speed.step)
+        if self.fastest == worker:
+            self.fastest = None  # it may have slowed down
+        elif self.fastest is not None and speed.step < self.measured[self.fastest].step:
+            self.fastest = worker
 
-    def forget(self, worker: str) -> None:
+    def joined(self, worker: str) -> None:
+        """A worker is there, perhaps again."""
+        if worker in self.absent:
+            self.measured[worker] = self.absent.pop(worker)
+            self.fastest = None
+
+    def left(self, worker: str) -> None:
         """A worker left."""
-        self.measured.pop(worker, None)
+        if worker in self.measured:
+            self.absent[worker] = self.measured.pop(worker)
+            if len(self.absent) > REMEMBERED:
+                del self.absent[next(iter(self.absent))]
+            if self.fastest == worker:
+                self.fastest = None
 
     def step_seconds(self, worker: str) -> float | None:
         """The median seconds a step of a worker; None while unknown."""
-        times = self.measured.get(worker)
-        return statistics.median(times) if times else None
+        speed = self.measured.get(worker)
+        return speed.step if speed else None
 
     def steps(self, worker: str) -> int:
-        """Steps of a task of free length for this worker."""
-        seconds = self.step_seconds(worker)
-        return self.probe if seconds is None else max(1, round(self.target / seconds))
+        """Steps of a task of free length: `target` seconds with the transfer, but not more transfer than computing."""
+        speed = self.measured.get(worker)
+        if speed is None:
+            return self.probe
+        return max(1, round(max(self.target - speed.overhead, speed.overhead) / speed.step))
+
+    def fit(self, worker: str, steps: int) -> int:
+        """Steps that take this worker as long as `steps` take the fastest one, transfers included; at least one.
+
+        Liu et al. 2024, "Asynchronous Local-SGD Training for Language Modeling", section 5: dynamic local updates.
+        """
+        speed = self.measured.get(worker)
+        if speed is None:
+            return min(steps, self.probe)
+        if self.fastest is None:
+            self.fastest = min(self.measured, key=lambda name: self.measured[name].step)
+        best = self.measured[self.fastest]
+        duration = best.overhead + steps * best.step
+        return min(steps, max(1, int((duration - speed.overhead) / speed.step + 1e-6)))
+
+    def expected(self, worker: str, steps: int) -> float | None:
+        """Seconds from sending a task to having its answer; None while nobody's speed is known."""
+        speed = self.measured.get(worker)
+        if speed is not None:
+            return speed.overhead + steps * speed.step
+        return steps * self.slowest if self.slowest else None
 
     def allowance(self, worker: str, steps: int) -> float:
         """Seconds after which an answer is overdue: from the worker's own speed, or the slowest known one's."""
-        times = self.measured.get(worker)
-        if not times:
-            times = max(self.measured.values(), key=statistics.median, default=None)
-        if not times:
-            return self.first
-        typical = statistics.median(times)
-        deviation = statistics.median(abs(time - typical) for time in times)
-        return self.grace + steps * max(2 * typical, typical + self.spread * deviation)
+        speed = self.measured.get(worker)
+        if speed is None:
+            return self.grace + 2 * steps * self.slowest if self.slowest else self.first
+        deviation = median([abs(time - speed.step) for time in speed.steps])
+        return self.grace + 2 * speed.overhead + steps * max(2 * speed.step, speed.step + self.spread * deviation)
+
+
+def median(times: list[float]) -> float:
+    """The median; of one number, at once."""
+    return times[0] if len(times) == 1 else statistics.median(times)

@@ -1,0 +1,200 @@
+"""How the coordinator keeps unequal workers busy: lengths, copies, bounds of staleness, partial answers."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from trainpool import wire
+from trainpool.coordinator import Coordinator
+from trainpool.events import Accepted, Asked, Joined, Left, Rejected, Returned, Send, Tick, Wait
+from trainpool.messages import Recipe, Report, ShardId, Update
+from trainpool.pace import Pace
+from trainpool.strategies import Downpour, ParallelSGD, Plan
+from trainpool.strategies.protocol import Assignment
+from trainpool.vector import Layout, Vector
+
+LAYOUT = Layout.of({"w": ((3,), "parameter")})
+IDS = tuple(f"{number:02}" * 32 for number in range(8))
+
+
+@dataclass(frozen=True)
+class Sender(Downpour):
+    """Downpour that sends what a test wants to see sent; a test's own, so it may inherit."""
+
+    asynchronous: ClassVar[bool] = True
+    flexible: bool = False
+    limit: int | None = None
+    rebased: bool = False
+    warm_start: float = 0.0
+
+    def assign(self, state: Any, shard: ShardId) -> Assignment:
+        assignment = super().assign(state, shard)
+        return replace(assignment, flexible=self.flexible, limit=self.limit, rebased=self.rebased)
+
+    def merge(self, state: Any, shard: ShardId, update: Update) -> Any:
+        seen.append(update)
+        return super().merge(state, shard, update)
+
+
+seen: list[Update] = []
+
+
+def begin(strategy: Any, *, shards: int = 4, steps: int = 40, **options: Any) -> Coordinator:
+    """A run of 10-sample shards in batches of 2."""
+    seen.clear()
+    plan = Plan.of(dict.fromkeys(IDS[:shards], 10), Recipe(batch_size=2, schedule="constant"), steps / 5)
+    return Coordinator(strategy, plan, LAYOUT, np.zeros(3, np.float32), **options)
+
+
+def send(coordinator: Coordinator, worker: str, now: float) -> Send:
+    """The task for a worker that asks."""
+    (command,) = [c for c in coordinator.handle(Asked(worker), now) if isinstance(c, Send) and c.worker == worker]
+    return command
+
+
+def reply(coordinator: Coordinator, sent: Send, now: float, seconds: float, steps: int = 0) -> list[Any]:
+    """The commands that an answer causes; `steps` where it is partial."""
+    steps = steps or sent.task.steps
+    report = Report(task=sent.task.id, steps=steps, samples=steps * 2, loss=1.0, seconds=seconds)
+    return coordinator.handle(Returned(sent.worker, report), now, np.full(3, 0.1, np.float32), np.zeros(0, np.float32))
+
+
+def measured(coordinator: Coordinator, **seconds: float) -> float:
+    """Let each worker do a task at so many seconds a step; the time after that."""
+    now = 0.0
+    for worker, each in seconds.items():
+        command = send(coordinator, worker, now)
+        now += each * command.task.steps
+        reply(coordinator, command, now, each * command.task.steps)
+    return now
+
+
+def test_a_flexible_task_is_cut_for_slower_workers() -> None:
+    coordinator = begin(Sender(steps=8, flexible=True), pace=Pace(probe=2))
+    now = measured(coordinator, fast=1.0, slow=4.0)
+    lengths = {worker: send(coordinator, worker, now).task.steps for worker in ("fast", "slow", "new")}
+    assert lengths == {"fast": 8, "slow": 2, "new": 2}
+
+
+def test_an_exact_task_is_not() -> None:
+    coordinator = begin(Sender(steps=8))
+    now = measured(coordinator, fast=1.0, slow=4.0)
+    assert [send(coordinator, worker, now).task.steps for worker in ("fast", "slow")] == [8, 8]
+
+
+@pytest.mark.parametrize("flexible", [True, False])
+def test_a_partial_answer_counts_where_it_is_welcome(flexible: bool) -> None:
+    coordinator = begin(Sender(steps=8, flexible=flexible), shards=1, pace=Pace(probe=8))
+    command = send(coordinator, "w", 0.0)
+    assert command.task.partial is flexible
+    (answer,) = reply(coordinator, command, 1.0, 1.0, steps=3)
+    entry = coordinator.memory.ledger[IDS[0]]
+    if flexible:
+        assert isinstance(answer, Accepted)
+        assert (entry.steps, entry.samples) == (3, 6)
+        assert send(coordinator, "w", 1.0).task.offset == 6  # the rest is the next unit's
+    else:
+        assert isinstance(answer, Rejected)
+        assert entry.steps == 0
+
+
+def test_no_answer_may_have_more_steps_than_its_task() -> None:
+    coordinator = begin(Sender(steps=8, flexible=True), pace=Pace(probe=8))
+    assert isinstance(reply(coordinator, send(coordinator, "w", 0.0), 1.0, 1.0, steps=9)[0], Rejected)
+
+
+@pytest.mark.parametrize("where", ["method", "pace"])
+def test_an_answer_that_is_too_stale_is_refused_and_its_samples_are_trained_again(where: str) -> None:
+    method = Sender(steps=4, limit=1 if where == "method" else 5)
+    coordinator = begin(method, pace=Pace(limit=1 if where == "pace" else None))
+    old = send(coordinator, "slow", 0.0)
+    for now in (1.0, 2.0):
+        reply(coordinator, send(coordinator, "fast", now), now, 1.0)
+    (refused,) = reply(coordinator, old, 3.0, 3.0)
+    assert refused == Rejected("slow", old.task.id, "the model has moved on by 2 versions; 1 are allowed")
+    assert coordinator.memory.misses == 0  # slowness is no sign that nothing works
+    assert coordinator.memory.rejected == 1
+    units = {send(coordinator, f"w{i}", 4.0).task.shard for i in range(4)}
+    assert old.task.shard in units
+    assert coordinator.memory.ledger[old.task.shard].samples == 0
+
+
+def test_a_base_is_kept_while_a_task_needs_it() -> None:
+    coordinator = begin(Sender(steps=4, rebased=True))
+    first, second = (send(coordinator, worker, 0.0) for worker in "ab")
+    carried: Vector = first.parameters.copy()
+    reply(coordinator, first, 1.0, 1.0)
+    assert seen[0].base is not None
+    np.testing.assert_array_equal(seen[0].base, carried)
+    assert list(coordinator.memory.bases) == [0]
+    assert not np.array_equal(coordinator.parameters, carried)
+    other = begin(Sender(steps=4, rebased=True))
+    other.restore(*wire.decode(wire.encode(*coordinator.save()), Any))
+    for each in (coordinator, other):
+        reply(each, second, 2.0, 1.0)
+        assert seen[-1].base is not None
+        np.testing.assert_array_equal(seen[-1].base, carried)
+        assert each.memory.bases == {}
+
+
+def test_bases_of_lost_tasks_are_forgotten() -> None:
+    coordinator = begin(Sender(steps=4, rebased=True))
+    send(coordinator, "a", 0.0)
+    coordinator.handle(Left("a"), 1.0)
+    assert coordinator.memory.bases == {}
+    assert reply(coordinator, send(coordinator, "b", 1.0), 2.0, 1.0)[0].staleness == 0
+
+
+def test_an_idle_worker_copies_what_another_is_late_with() -> None:
+    coordinator = begin(ParallelSGD(rounds=5), shards=2)
+    now = measured(coordinator, a=1.0, b=1.0)  # a round of 8 steps each
+    first, second = (send(coordinator, worker, now) for worker in "ab")
+    reply(coordinator, first, now + 8, 8.0)
+    assert coordinator.handle(Asked("a"), now + 8) == [Wait("a")]
+    assert coordinator.handle(Tick(), now + 16) == []
+    (copy,) = coordinator.handle(Tick(), now + 16.1)
+    assert isinstance(copy, Send)
+    assert (copy.task.shard, copy.task.offset, copy.task.steps) == (second.task.shard, second.task.offset, 8)
+    assert coordinator.memory.copies == 1
+    coordinator.handle(Joined("c"), now + 17)
+    assert coordinator.handle(Asked("c"), now + 17) == [Wait("c")]  # one copy is enough
+    assert isinstance(reply(coordinator, copy, now + 20, 4.0)[0], Accepted)
+    assert reply(coordinator, second, now + 21, 21.0)[0].reason == "another worker answered first"
+
+
+def test_an_idle_worker_copies_what_it_would_have_done_much_sooner() -> None:
+    coordinator = begin(ParallelSGD(rounds=5), shards=2)
+    now = measured(coordinator, a=1.0, b=5.0)
+    first, _ = (send(coordinator, worker, now) for worker in "ab")  # b needs 40 s
+    reply(coordinator, first, now + 8, 8.0)
+    (copy,) = coordinator.handle(Asked("a"), now + 8)
+    assert isinstance(copy, Send)  # a is done at 16 s
+
+
+def test_nothing_is_copied_where_speculation_is_off() -> None:
+    coordinator = begin(ParallelSGD(rounds=5), shards=2, pace=Pace(speculate=False))
+    now = measured(coordinator, a=1.0, b=5.0)
+    first, _ = (send(coordinator, worker, now) for worker in "ab")
+    reply(coordinator, first, now + 8, 8.0)
+    assert coordinator.handle(Asked("a"), now + 8) == [Wait("a")]
+
+
+def test_the_fastest_of_the_waiting_workers_is_served_first() -> None:
+    coordinator = begin(ParallelSGD(rounds=5), shards=2, pace=Pace(speculate=False))
+    now = measured(coordinator, slow=5.0, fast=1.0)
+    one, two = (send(coordinator, worker, now) for worker in ("slow", "fast"))
+    reply(coordinator, two, now + 8, 8.0)
+    coordinator.handle(Asked("new"), now + 9)
+    coordinator.handle(Asked("fast"), now + 10)
+    sent = [c for c in reply(coordinator, one, now + 40, 40.0) if isinstance(c, Send)]
+    assert [c.worker for c in sent] == ["fast", "new"]
+
+
+def test_a_report_may_not_claim_other_samples_than_its_steps() -> None:
+    coordinator = begin(Sender(steps=8, flexible=True), pace=Pace(probe=8))
+    sent = send(coordinator, "w", 0.0)
+    report = Report(task=sent.task.id, steps=4, samples=16, loss=1.0, seconds=1.0)
+    commands = coordinator.handle(Returned("w", report), 1.0, np.zeros(3, np.float32), np.zeros(0, np.float32))
+    assert isinstance(commands[0], Rejected)
