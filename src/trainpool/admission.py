@@ -43,7 +43,7 @@ class Admission:
         length = norm(delta)
         if not math.isfinite(length):
             return "its delta has NaN or infinite elements, or is too long to measure"
-        if not bool(np.isfinite(buffers).all()):
+        if buffers.size and not bool(np.isfinite(buffers).all()):
             return "its buffers have NaN or infinite elements"
         length /= math.sqrt(report.steps)
         if len(self.norms) >= ENOUGH:

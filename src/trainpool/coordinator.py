@@ -152,7 +152,8 @@ class Coordinator:
         # The order in which equally trained shards are offered: seeded, so that no shard is first by its name.
         rank = rng.permutation(rng.key(rng.derive(seed, 0)), len(plan.shards)).tolist()
         self.rank = {shard.id: place for shard, place in zip(plan.shards, rank, strict=True)}
-        self.seeds = Seeds(seed)
+        seeds = rng.derive_each(seed, [number_of(shard.id) for shard in plan.shards])
+        self.seeds = {shard.id: each for shard, each in zip(plan.shards, seeds, strict=True)}
         self.units = self.index()
 
     def index(self) -> Units:
@@ -308,10 +309,10 @@ class Coordinator:
         while len(shards) < len(memory.idle) and (shard := self.units.take(wanted, self.state.version)) is not None:
             shards.append(shard)
         # The fastest workers first: the least trained shards go to those who train them furthest.
-        workers = heapq.nsmallest(len(shards), memory.idle, key=self.slowness)
-        commands: list[Command] = [
-            self.lease(worker, shard, now) for worker, shard in zip(workers, shards, strict=True)
-        ]
+        workers = list(memory.idle)
+        if len(workers) > 1:
+            workers = heapq.nsmallest(len(shards), workers, key=self.slowness)
+        commands: list[Command] = [self.lease(*pair, now) for pair in zip(workers, shards, strict=False)]
         if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
             commands += self.speculate(wanted, now)
         return commands
@@ -367,13 +368,12 @@ class Coordinator:
             anchored=assignment.anchor is not None,
             rho=assignment.rho,
         )
-        limits = [limit for limit in (assignment.limit, pace.limit) if limit is not None]
         lease = Lease(
             task,
             worker,
             now,
             deadline=now + pace.allowance(worker, task.steps),
-            limit=min(limits) if limits else None,
+            limit=pace.limit if assignment.limit is None else assignment.limit,
             rebased=assignment.rebased,
         )
         memory.next_task += 1
@@ -420,17 +420,6 @@ class Coordinator:
         self.state = wire.unpack(type(self.state), tree["strategy"], tensors)
         self.memory = wire.unpack(Memory, tree["memory"], tensors)
         self.units = self.index()
-
-
-class Seeds(dict[ShardId, int]):
-    """Each shard's seed in a run, derived when it is first asked for."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __missing__(self, shard: ShardId) -> int:
-        self[shard] = rng.derive(self.seed, number_of(shard))
-        return self[shard]
 
 
 def number_of(shard: ShardId) -> int:

@@ -1,6 +1,5 @@
 """What happens to the coordinator, and what it answers: events in, commands out."""
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
@@ -74,8 +73,7 @@ class Restarted(msgspec.Struct, frozen=True, tag=True):
 Event: TypeAlias = Joined | Asked | Returned | Failed | Left | Tick | Restarted
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Give a worker this task, with the parameters and buffers (views: copy them before the next event)."""
 
     worker: WorkerId
@@ -85,15 +83,13 @@ class Send:
     anchor: Vector | None
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Nothing for this worker now; it will be sent a task when there is one."""
 
     worker: WorkerId
 
 
-@dataclass(frozen=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """An update was merged."""
 
     worker: WorkerId
@@ -102,8 +98,7 @@ class Accepted:
     staleness: int
 
 
-@dataclass(frozen=True)
-class Rejected:
+class Rejected(msgspec.Struct, frozen=True):
     """An answer was not merged, for this reason; nothing else changed."""
 
     worker: WorkerId
@@ -111,13 +106,11 @@ class Rejected:
     reason: str
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """The run is complete."""
 
 
-@dataclass(frozen=True)
-class Stopped:
+class Stopped(msgspec.Struct, frozen=True):
     """The run cannot go on, for this reason."""
 
     reason: str

@@ -1,7 +1,6 @@
 """What the coordinator and its workers say to each other. Arrays travel beside these, never inside."""
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -103,8 +102,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Time spent on the steps, measured by the worker."""
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(msgspec.Struct, frozen=True):
     """An answer that reached a strategy: admitted, and joined with what the coordinator knows of its task.
 
     A strategy reads `delta` during `merge` and copies what it keeps: the memory may belong to the caller.

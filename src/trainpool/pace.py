@@ -1,6 +1,5 @@
 """How long tasks take: what steps and transfers cost each worker, how many steps fit a task, when an answer is late."""
 
-import statistics
 from dataclasses import dataclass, field
 
 __all__ = ["Pace", "Speed"]
@@ -21,6 +20,8 @@ class Speed:
     """Seconds from sending the task to having the answer in which it did not compute: transfer, waiting."""
     step: float = 0.0
     overhead: float = 0.0
+    deviation: float = 0.0
+    """MAD of the steps."""
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Pace:
     speculate: bool = True
     """Whether an idle worker may copy a task that another is late with, when nothing else is left to do."""
     limit: int | None = None
-    """The staleness above which an answer is refused, whatever the method allows; None leaves it to the method."""
+    """The staleness above which an answer is refused, where the method sets no bound of its own; None takes any."""
     measured: dict[str, Speed] = field(default_factory=dict)
     """Of the workers that are there."""
     absent: dict[str, Speed] = field(default_factory=dict)
@@ -52,12 +53,18 @@ class Pace:
 
     def record(self, worker: str, seconds: float, steps: int, elapsed: float = 0.0) -> None:
         """A worker computed `steps` in `seconds`, and its answer came `elapsed` seconds after the task was sent."""
-        speed = self.measured.setdefault(worker, Speed())
+        speed = self.measured.get(worker)
+        if speed is None:
+            speed = self.measured[worker] = Speed()
         seconds = max(seconds, 1e-6)
-        speed.steps = [*speed.steps, seconds / steps][-WINDOW:]
-        speed.overheads = [*speed.overheads, max(elapsed - seconds, 0.0)][-WINDOW:]
+        speed.steps.append(seconds / steps)
+        speed.overheads.append(max(elapsed - seconds, 0.0))
+        if len(speed.steps) > WINDOW:
+            del speed.steps[0], speed.overheads[0]
         speed.step, speed.overhead = median(speed.steps), median(speed.overheads)
-        self.slowest = max(self.slowest, speed.step)
+        speed.deviation = median([abs(time - speed.step) for time in speed.steps])
+        if speed.step > self.slowest:
+            self.slowest = speed.step
         if self.fastest == worker:
             self.fastest = None  # it may have slowed down
         elif self.fastest is not None and speed.step < self.measured[self.fastest].step:
@@ -116,10 +123,10 @@ class Pace:
         speed = self.measured.get(worker)
         if speed is None:
             return self.grace + 2 * steps * self.slowest if self.slowest else self.first
-        deviation = median([abs(time - speed.step) for time in speed.steps])
-        return self.grace + 2 * speed.overhead + steps * max(2 * speed.step, speed.step + self.spread * deviation)
+        step = max(2 * speed.step, speed.step + self.spread * speed.deviation)
+        return self.grace + 2 * speed.overhead + steps * step
 
 
 def median(times: list[float]) -> float:
-    """The median; of one number, at once."""
-    return times[0] if len(times) == 1 else statistics.median(times)
+    """The median; the upper one of an even number."""
+    return sorted(times)[len(times) // 2]

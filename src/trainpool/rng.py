@@ -5,13 +5,13 @@ It needs 32-bit additions, rotations and exclusive-ors alone, which JavaScript h
 computed without the ones before it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Key", "batches", "bits", "derive", "fold", "key", "permutation", "uniform"]
+__all__ = ["Key", "batches", "bits", "derive", "derive_each", "fold", "key", "permutation", "uniform"]
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA  # Threefish's key-schedule constant, truncated to 32 bits
@@ -59,6 +59,15 @@ def derive(seed: int, *data: int) -> int:
     for item in data:
         k = fold(k, item)
     return (k.k0 & 0x1FFFFF) << 32 | k.k1
+
+
+def derive_each(seed: int, data: Sequence[int]) -> list[int]:
+    """`derive(seed, item)` of every item, at once."""
+    numbers = np.array([item & 0xFFFFFFFFFFFFFFFF for item in data], np.uint64)
+    low, high = numbers.astype(np.uint32), (numbers >> np.uint64(32)).astype(np.uint32)
+    x0, x1 = threefry(key(seed), low, high)
+    found = (x0 & np.uint32(0x1FFFFF)).astype(np.uint64) << np.uint64(32) | x1
+    return [int(item) for item in found]
 
 
 def bits(k: Key, start: int, count: int) -> NDArray[np.uint64]:

@@ -101,6 +101,8 @@ def share(size: int, work: Callable[[Sequence[slice]], T]) -> list[T]:
     NumPy lets go of the interpreter's lock, and one core alone does not use the memory's bandwidth. Results come in the
     chunks' order. `work` must treat each chunk by itself, so that the number of threads changes no bit.
     """
+    if size == 0:
+        return []
     parts = list(chunks(size))
     if size < SHARED or THREADS == 1:
         return [work(parts)]
@@ -137,5 +139,7 @@ def square(vector: Vector) -> float:
 
 def norm(vector: Vector) -> float:
     """The Euclidean norm; NaN or infinite where an element is, or where its square overflows."""
+    if vector.size == 0:
+        return 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         return math.sqrt(square(vector))
