@@ -19,7 +19,7 @@ LEVELS = {
     "coordinator": 2,
     "units": 2,
     **dict.fromkeys(("journal", "kernels", "pools", "drive", "worker", "models"), 3),
-    **dict.fromkeys(("experiment", "record", "plots", "display", "training", "cli"), 4),
+    **dict.fromkeys(("experiment", "record", "plots", "display", "config", "training", "cli"), 4),
     "testing": 3,
     "__init__": 4,
 }

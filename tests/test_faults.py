@@ -20,12 +20,12 @@ from torch import nn
 import trainpool as tp
 from conftest import small_data
 from trainpool import training
+from trainpool.config import Config
 from trainpool.coordinator import Coordinator
 from trainpool.events import Send
 from trainpool.journal import Journal, replay
 from trainpool.kernels.torch import layout_of, vector_of
 from trainpool.strategies import Plan
-from trainpool.training import Config
 
 EXPERIMENT = """
 import numpy as np, torch, trainpool as tp

@@ -1,7 +1,8 @@
 """The loop between a coordinator and a pool: journal each event, handle it, carry out the commands."""
 
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,8 @@ class Moment:
     """Mean over the updates so far, in versions."""
     updates: int
     rejected: int
+    bytes_down: int
+    bytes_up: int
     report: dict[str, float]
     """The strategy's own numbers."""
 
@@ -58,7 +61,8 @@ class Drive:
 
     coordinator: Coordinator
     pool: Pool
-    journal: Journal
+    journal: Journal | None
+    """None where nothing is to be kept."""
     observer: Observer
     evaluate_every: int
     """Samples between evaluations; 0 evaluates at the end alone, -1 never."""
@@ -72,8 +76,8 @@ class Drive:
     """The pool's clock when the first worker was ready: waiting for interpreters to start is not training."""
     mark: int = 0
     """Samples at the next evaluation."""
-    evaluating: Moment | None = None
-    """Of the evaluation under way."""
+    evaluating: deque[Moment] = field(default_factory=deque)
+    """Of the evaluations under way, the earliest first."""
     measured_at: int = -1
     """Samples at the last evaluation that ended."""
     ended: float | None = None
@@ -101,25 +105,31 @@ class Drive:
                     elif not (self.interrupted and isinstance(message.event, Asked)):
                         self.handle(message)
                 clock = time.monotonic()
-                if clock - ticked > TICK_SECONDS:
+                if clock - ticked > TICK_SECONDS and not self.pool.virtual:
                     ticked = clock
                     self.handle(Arrival(Tick()))
                 if clock - saved > SNAPSHOT_SECONDS:
                     saved = clock
-                    self.journal.snapshot(self.coordinator)
+                    self.snapshot()
                 if clock - refreshed > 0.2:
                     refreshed = clock
                     self.observer.refresh(self)
                 if self.interrupted:
                     drained = drained or clock
-                    if not self.coordinator.memory.leases or clock - drained > DRAIN_SECONDS:
+                    leases = self.coordinator.memory.leases
+                    if not leases or self.pool.virtual or clock - drained > DRAIN_SECONDS:
                         break
             self.ended = self.now()
-            self.journal.snapshot(self.coordinator)
+            self.snapshot()
             if self.finished and self.evaluate_every >= 0:
                 self.evaluate_last()
         finally:
             self.observer.refresh(self)
+
+    def snapshot(self) -> None:
+        """Save the coordinator, where there is a journal."""
+        if self.journal is not None:
+            self.journal.snapshot(self.coordinator)
 
     def handle(self, arrival: Arrival) -> None:
         """One event: on the disk first, then in the coordinator, then out to the workers."""
@@ -127,7 +137,8 @@ class Drive:
         if self.origin is None and isinstance(event, Asked):
             self.origin = self.pool.now()
         now = self.now()
-        self.journal.append(event, now, arrival.delta, arrival.buffers)
+        if self.journal is not None:
+            self.journal.append(event, now, arrival.delta, arrival.buffers)
         for command in self.coordinator.handle(event, now, arrival.delta, arrival.buffers):
             self.carry_out(command)
 
@@ -149,24 +160,28 @@ class Drive:
                 self.stopped = reason
 
     def evaluate(self) -> None:
-        """Begin an evaluation if none is under way; merging goes on beside it."""
-        if self.evaluating is None and self.pool.evaluate(self.vector()):
+        """Begin an evaluation where the pool has room for one; merging goes on beside it."""
+        if self.pool.evaluate(self.vector()):
             coordinator, memory = self.coordinator, self.coordinator.memory
-            self.evaluating = Moment(
+            moment = Moment(
                 seconds=self.now(),
                 samples=coordinator.samples,
                 loss=memory.loss,
                 staleness=memory.staleness / max(memory.updates, 1),
                 updates=memory.updates,
                 rejected=memory.rejected,
+                bytes_down=memory.bytes_down,
+                bytes_up=memory.bytes_up,
                 report=coordinator.strategy.report(coordinator.state),
             )
+            self.evaluating.append(moment)
             self.mark = coordinator.samples + self.evaluate_every
 
     def evaluate_last(self) -> None:
         """Evaluate the finished model, and wait for it."""
         while self.measured_at != self.coordinator.samples and not self.interrupted:
-            self.evaluate()
+            if not self.evaluating or self.evaluating[-1].samples != self.coordinator.samples:
+                self.evaluate()
             for message in self.pool.poll(0.25):
                 if isinstance(message, Evaluated):
                     self.measured(message.result)
@@ -174,7 +189,6 @@ class Drive:
 
     def measured(self, result: Evaluation) -> None:
         """Pass on an evaluation."""
-        assert self.evaluating is not None
-        moment, self.evaluating = self.evaluating, None
+        moment = self.evaluating.popleft()
         self.measured_at = moment.samples
         self.observer.evaluated(self, result, moment)

@@ -28,6 +28,8 @@ class Record(TypedDict):
     """Mean over the updates so far, in versions."""
     updates: int
     rejected: int
+    bytes_down: int
+    bytes_up: int
     strategy: dict[str, float]
     """The strategy's own numbers."""
 
@@ -106,6 +108,8 @@ class Recorder:
             staleness=round(moment.staleness, 3),
             updates=moment.updates,
             rejected=moment.rejected,
+            bytes_down=moment.bytes_down,
+            bytes_up=moment.bytes_up,
             strategy=moment.report,
         )
         self.history.append(record)

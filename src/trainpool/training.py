@@ -1,7 +1,6 @@
 """Train an experiment on a pool, or continue a run."""
 
 import copy
-import hashlib
 import signal
 import tempfile
 import threading
@@ -20,14 +19,15 @@ import torch
 from torch import nn
 
 from trainpool import strategies, wire
+from trainpool.config import Config, check_data, read_config, same_strategy, source_digest
 from trainpool.coordinator import Coordinator
-from trainpool.data import ImageFolderSource, Manifest, as_source, default_cache, named, prepare, whole
+from trainpool.data import ImageFolderSource, default_cache, prepare, whole
 from trainpool.data.shards import load as load_shard
 from trainpool.display import Display
 from trainpool.drive import Drive, Moment, Observer
 from trainpool.errors import ConfigError, RunError
 from trainpool.events import Accepted, Rejected, Restarted
-from trainpool.experiment import Experiment, importable, load_experiment
+from trainpool.experiment import Experiment, importable
 from trainpool.journal import Journal, disk
 from trainpool.kernels.protocol import Evaluation
 from trainpool.kernels.torch import dtype_of, layout_of, trained_tensors, vector_of
@@ -44,35 +44,6 @@ Progress = Callable[[int, int], None]
 
 PROGRAM = "program.pkl"
 """The author's model, loss and preprocessing, in the run's folder."""
-
-
-class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """What a run is, as `config.json` keeps it: enough to resume."""
-
-    name: str
-    strategy: str
-    settings: dict[str, Any]
-    recipe: Recipe
-    epochs: float
-    seed: int
-    workers: int
-    threads: int
-    device: str
-    evaluate_every: int
-    train: Manifest
-    test: Manifest | None
-    cache: str
-    skew: float | None = None
-    tensorboard: bool = False
-    keep_journal: bool = False
-    source: str = ""
-    """The experiment's `file.py:name`, where it came from one."""
-    source_hash: str = ""
-    """The SHA-256 of that file when the run began."""
-    data: str = ""
-    """The name of the data set, or the folder of images, where the data are of these kinds."""
-    fingerprint: str | None = None
-    """Of the training data; None where it is not known cheaply."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +172,7 @@ def begin(
         skew=skew,
         tensorboard=tensorboard,
         keep_journal=keep_journal,
+        virtual=pool.virtual,
         source=source,
         source_hash=source_digest(source),
         data=str(train_source.path.resolve()) if isinstance(train_source, ImageFolderSource) else data,
@@ -236,25 +208,8 @@ def resume(
         RunError: there is no run, it is finished, or its code, data or settings have changed.
     """
     home = Path(out)
-    path = home / "config.json"
-    if not path.exists():
-        raise RunError(f"{home} holds no run (it has no config.json)")
-    try:
-        config = msgspec.json.decode(path.read_bytes(), type=Config)
-    except msgspec.MsgspecError as error:
-        raise RunError(f"{path} is damaged: {error}") from error
-    if (home / "model.safetensors").exists():
-        raise RunError(f"{home} is finished; its model is {home / 'model.safetensors'}")
-    if config.source_hash and source_digest(config.source) != config.source_hash:
-        raise RunError(f"{config.source} has changed since the run began: restore it, or start a new run")
-    if strategy is None:
-        if config.strategy not in strategies.discover():
-            raise RunError(
-                f"{config.strategy} is not this package's: resume with tp.resume({str(home)!r}, strategy=...)"
-            )
-        strategy = strategies.build(config.strategy, config.settings)
-    elif (strategies.name_of(strategy), msgspec.to_builtins(strategy)) != (config.strategy, config.settings):
-        raise RunError(f"the run began with {config.strategy} and the settings {config.settings}: resume with the same")
+    config = read_config(home)
+    strategy = same_strategy(home, config, strategy)
     check_data(config)
     if config.source:
         importable(Path(config.source.rpartition(":")[0]))
@@ -278,10 +233,13 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
     layout = layout_of(model)
     plan = Plan.of({shard.id: shard.samples for shard in config.train.shards}, config.recipe, config.epochs)
     coordinator = Coordinator(run.strategy, plan, layout, vector_of(model), seed=config.seed)
-    journal = Journal(home, keep=config.keep_journal)
+    # A run on simulated time is not continued: it has a journal only where one is to be replayed.
+    journal = Journal(home, keep=config.keep_journal) if config.keep_journal or not pool.virtual else None
     try:
         elapsed = 0.0
-        if not journal.begun:
+        if journal is None:
+            pass
+        elif not journal.begun:
             journal.snapshot(coordinator)
         else:
             elapsed = journal.recover(coordinator)
@@ -313,7 +271,8 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
                 pool.close()
         summary = recorder.finish(drive, config.strategy)
     finally:
-        journal.close()
+        if journal is not None:
+            journal.close()
     if drive.stopped:
         raise RunError(f"training stopped: {drive.stopped}. What was accepted is kept in {home}")
     if not drive.finished:
@@ -331,37 +290,6 @@ def load_into(model: nn.Module, layout: Layout, vector: Vector) -> None:
     with torch.no_grad():
         for name, view in layout.views(vector).items():
             tensors[name][0].copy_(torch.from_numpy(view))
-
-
-def check_data(config: Config) -> None:
-    """See that the data are what they were, and cut again the shards that have left the cache."""
-    changed = RunError("the data have changed since the run began: restore them, or start a new run")
-    place = Path(config.cache)
-    wanted = [*config.train.shards, *(config.test.shards if config.test else ())]
-    held = all((place / "shards" / f"{shard.id}.safetensors").exists() for shard in wanted)
-    folder = bool(config.data) and Path(config.data).is_dir()
-    if held and not folder:
-        return  # a shard's name is its content's hash
-    if folder:
-        train, test = as_source(config.data), None
-    elif config.source:
-        train, test = load_experiment(config.source).sources()
-    elif config.data:
-        found = named(config.data, place)
-        train, test = found.train, found.test
-    else:
-        raise RunError(f"shards have left the cache {place}: put them back, or start a new run")
-    if config.fingerprint is not None and train.fingerprint != config.fingerprint:
-        raise changed
-    made = prepare(train, len(config.train.shards), cache=place, seed=config.seed, skew=config.skew)[0]
-    if made.id != config.train.id or (config.test and test and whole(test, cache=place)[0].id != config.test.id):
-        raise changed
-
-
-def source_digest(source: str) -> str:
-    """The SHA-256 of an experiment's file; empty where it came from no file."""
-    path = Path(source.rpartition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest() if source and path.is_file() else ""
 
 
 @contextmanager

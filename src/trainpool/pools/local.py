@@ -38,7 +38,7 @@ from trainpool.worker import (
     transmit,
 )
 
-__all__ = ["LocalPool", "cores"]
+__all__ = ["LocalPool", "Process", "cores", "last_words"]
 
 EVALUATOR = "evaluator"
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
@@ -106,8 +106,17 @@ class Process:
         self.memory.unlink(missing_ok=True)
 
 
+def last_words(log: Path) -> str:
+    """The last line that a worker printed, and where the rest is."""
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    said = f"its last line was {lines[-1]!r}" if lines else "it printed nothing (out of memory?)"
+    return f"{said}; all output is in {log}"
+
+
 class LocalPool:
     """Worker processes on this machine."""
+
+    virtual = False
 
     def __init__(self, workers: int = 0, *, threads: int = 0, device: str = "auto") -> None:
         """`workers` 0 means one a core; `threads` 0 divides the cores among the workers.
@@ -176,7 +185,8 @@ class LocalPool:
         name = process.name
         match answer:
             case None if process is self.evaluator:
-                raise RunError(f"the process that evaluates models died: {self.last_words()}")
+                assert self.job is not None
+                raise RunError(f"the process that evaluates models died: {last_words(self.job.log)}")
             case None:
                 return self.replace(process)
             case Ready():
@@ -209,18 +219,11 @@ class LocalPool:
         process.end()
         self.unfinished_deaths += 1
         if self.unfinished_deaths > STILLBIRTHS:
-            raise RunError(
-                f"{self.unfinished_deaths} workers in a row died without finishing a task: {self.last_words()}"
-            )
+            assert self.job is not None
+            words = last_words(self.job.log)
+            raise RunError(f"{self.unfinished_deaths} workers in a row died without finishing a task: {words}")
         self.spawn()
         return [Arrival(Left(process.name))]
-
-    def last_words(self) -> str:
-        """The last line that a worker printed, and where the rest is."""
-        assert self.job is not None
-        lines = self.job.log.read_text(errors="replace").strip().splitlines() if self.job.log.exists() else []
-        said = f"its last line was {lines[-1]!r}" if lines else "it printed nothing (out of memory?)"
-        return f"{said}; all output is in {self.job.log}"
 
     def send(self, command: Send) -> None:
         """Copy the task's arrays into the worker's memory and start it; see `Pool.send`."""

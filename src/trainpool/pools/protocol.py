@@ -55,6 +55,8 @@ class Pool(Protocol):
 
     workers: int
     """How many there are, or are expected."""
+    virtual: bool
+    """Whether its time is simulated: it then sends `Tick` itself, and a run on it cannot be continued."""
 
     def open(self, job: Job) -> None:
         """Start the workers. Raises RunError where that is impossible."""
@@ -66,7 +68,7 @@ class Pool(Protocol):
         """Give a worker its task; the arrays are copied before this returns."""
 
     def evaluate(self, vector: Vector) -> bool:
-        """Begin to evaluate a model; False, and nothing done, while an earlier evaluation is under way."""
+        """Begin to evaluate a model; False, and nothing done, where too much is under way. Results come in this order."""
 
     def close(self) -> None:
         """End all workers. May be called twice."""

@@ -36,6 +36,8 @@ class InProcessPool:
     a task's parameters are those of when it was sent. Same arguments, same events, same bits.
     """
 
+    virtual = False
+
     def __init__(
         self,
         kernel: Kernel,

@@ -1,0 +1,117 @@
+"""What a run is, as its folder keeps it, and whether it can go on: its code, its data and its settings are the same."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trainpool import strategies
+from trainpool.data import Manifest, as_source, named, prepare, whole
+from trainpool.errors import RunError
+from trainpool.experiment import load_experiment
+from trainpool.messages import Recipe
+from trainpool.strategies import AnyStrategy
+
+__all__ = ["Config", "check_data", "read_config", "same_strategy", "source_digest"]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """What a run is, as `config.json` keeps it: enough to resume."""
+
+    name: str
+    strategy: str
+    settings: dict[str, Any]
+    recipe: Recipe
+    epochs: float
+    seed: int
+    workers: int
+    threads: int
+    device: str
+    evaluate_every: int
+    train: Manifest
+    test: Manifest | None
+    cache: str
+    skew: float | None = None
+    tensorboard: bool = False
+    keep_journal: bool = False
+    virtual: bool = False
+    """Whether it ran on simulated time: it then cannot be continued."""
+    source: str = ""
+    """The experiment's `file.py:name`, where it came from one."""
+    source_hash: str = ""
+    """The SHA-256 of that file when the run began."""
+    data: str = ""
+    """The name of the data set, or the folder of images, where the data are of these kinds."""
+    fingerprint: str | None = None
+    """Of the training data; None where it is not known cheaply."""
+
+
+def read_config(home: Path) -> Config:
+    """The run in a folder that is to go on.
+
+    Raises:
+        RunError: there is none, it is finished, it ran on simulated time, or the author's file has changed.
+    """
+    path = home / "config.json"
+    if not path.exists():
+        raise RunError(f"{home} holds no run (it has no config.json)")
+    try:
+        config = msgspec.json.decode(path.read_bytes(), type=Config)
+    except msgspec.MsgspecError as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    if (home / "model.safetensors").exists():
+        raise RunError(f"{home} is finished; its model is {home / 'model.safetensors'}")
+    if config.virtual:
+        raise RunError(f"{home} ran on simulated time, which cannot be continued: remove it and simulate anew")
+    if config.source_hash and source_digest(config.source) != config.source_hash:
+        raise RunError(f"{config.source} has changed since the run began: restore it, or start a new run")
+    return config
+
+
+def same_strategy(home: Path, config: Config, strategy: AnyStrategy | None) -> AnyStrategy:
+    """The strategy with which a run began: the given one if it is that, else this package's.
+
+    Raises:
+        RunError: the given one is another, or none is given and it is not this package's.
+    """
+    if strategy is None:
+        if config.strategy not in strategies.discover():
+            raise RunError(
+                f"{config.strategy} is not this package's: resume with tp.resume({str(home)!r}, strategy=...)"
+            )
+        return strategies.build(config.strategy, config.settings)
+    if (strategies.name_of(strategy), msgspec.to_builtins(strategy)) != (config.strategy, config.settings):
+        raise RunError(f"the run began with {config.strategy} and the settings {config.settings}: resume with the same")
+    return strategy
+
+
+def check_data(config: Config) -> None:
+    """See that the data are what they were, and cut again the shards that have left the cache."""
+    changed = RunError("the data have changed since the run began: restore them, or start a new run")
+    place = Path(config.cache)
+    wanted = [*config.train.shards, *(config.test.shards if config.test else ())]
+    held = all((place / "shards" / f"{shard.id}.safetensors").exists() for shard in wanted)
+    folder = bool(config.data) and Path(config.data).is_dir()
+    if held and not folder:
+        return  # a shard's name is its content's hash
+    if folder:
+        train, test = as_source(config.data), None
+    elif config.source:
+        train, test = load_experiment(config.source).sources()
+    elif config.data:
+        found = named(config.data, place)
+        train, test = found.train, found.test
+    else:
+        raise RunError(f"shards have left the cache {place}: put them back, or start a new run")
+    if config.fingerprint is not None and train.fingerprint != config.fingerprint:
+        raise changed
+    made = prepare(train, len(config.train.shards), cache=place, seed=config.seed, skew=config.skew)[0]
+    if made.id != config.train.id or (config.test and test and whole(test, cache=place)[0].id != config.test.id):
+        raise changed
+
+
+def source_digest(source: str) -> str:
+    """The SHA-256 of an experiment's file; empty where it came from no file."""
+    path = Path(source.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if source and path.is_file() else ""
