@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -19,12 +20,13 @@ from torch import nn
 
 import trainpool as tp
 from conftest import small_data
-from trainpool import training
+from trainpool import drive, training
 from trainpool.config import Config
 from trainpool.coordinator import Coordinator
 from trainpool.events import Send
 from trainpool.journal import Journal, replay
 from trainpool.kernels.torch import layout_of, vector_of
+from trainpool.pace import Pace
 from trainpool.strategies import Plan
 
 EXPERIMENT = """
@@ -79,8 +81,33 @@ def test_workers_killed_in_mid_task_are_replaced_and_nothing_is_lost(
     coordinator = replay(tmp_path / "run", Coordinator(run.strategy, plan, layout, start))
     ledger = coordinator.memory.ledger.values()
     assert sum(entry.lost for entry in ledger) == 3
-    assert sum(entry.leased for entry in ledger) == 3 + sum(entry.accepted for entry in ledger)
+    assert sum(entry.leased for entry in ledger) == 3 + sum(entry.accepted + entry.rejected for entry in ledger)
     assert np.concatenate([coordinator.parameters, coordinator.buffers]).tobytes() == result.parameters.tobytes()
+
+
+@posix
+def test_a_worker_that_hangs_is_replaced(
+    experiment: tp.Experiment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hypnotic(Murderous):
+        """Puts the worker to sleep instead."""
+
+        def send(self, command: Send) -> None:
+            tp.LocalPool.send(self, command)
+            if self.sent in self.victims:
+                self.processes[command.worker].child.send_signal(signal.SIGSTOP)
+            self.sent += 1
+
+    # The run's coordinator waits half a second, and looks ten times a second.
+    hasty = partial(Coordinator, pace=Pace(first=0.5, grace=0.5))
+    monkeypatch.setattr(training, "Coordinator", hasty)
+    monkeypatch.setattr(drive, "TICK_SECONDS", 0.1)
+    pool = Hypnotic({3})
+    pool.workers = 1  # nobody else takes its place
+    method = tp.Downpour(steps=5)
+    result = tp.train(experiment, strategy=method, pool=pool, epochs=6, out=tmp_path / "run", cache=cache, quiet=True)
+    assert result.summary["finished"]
+    assert pool.started == 2
 
 
 def test_a_program_that_always_kills_its_worker_ends_the_run(cache: Path, tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ class Drive:
                 if clock - ticked > TICK_SECONDS and not self.pool.virtual:
                     ticked = clock
                     self.handle(Arrival(Tick()))
+                    self.restart_silent()
                 if clock - saved > SNAPSHOT_SECONDS:
                     saved = clock
                     self.snapshot()
@@ -125,6 +126,12 @@ class Drive:
                 self.evaluate_last()
         finally:
             self.observer.refresh(self)
+
+    def restart_silent(self) -> None:
+        """Restart workers that have taken twice the time after which an answer is overdue."""
+        for lease in self.coordinator.memory.leases.values():
+            if lease.overdue and self.now() - lease.since > 2 * (lease.deadline - lease.since):
+                self.pool.restart(lease.worker)
 
     def snapshot(self) -> None:
         """Save the coordinator, where there is a journal."""

@@ -67,6 +67,9 @@ class Pool(Protocol):
     def send(self, command: Send) -> None:
         """Give a worker its task; the arrays are copied before this returns."""
 
+    def restart(self, worker: str) -> None:
+        """End a worker that does not answer, and put another in its place, where the pool can; it says `Left` then."""
+
     def evaluate(self, vector: Vector) -> bool:
         """Begin to evaluate a model; False, and nothing done, where too much is under way. Results come in this order."""
 

@@ -113,6 +113,9 @@ class InProcessPool:
         answer = Arrival(Returned(worker, report), out[:trainable], out[trainable:])
         return [*([answer, answer] if fault == "duplicate" else [answer]), Arrival(Asked(worker))]
 
+    def restart(self, worker: str) -> None:
+        """Nothing: no worker hangs here."""
+
     def evaluate(self, vector: Vector) -> bool:
         """Evaluate at once; see `Pool.evaluate`."""
         if self.test is None:
