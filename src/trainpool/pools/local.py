@@ -225,6 +225,11 @@ class LocalPool:
         self.spawn()
         return [Arrival(Left(process.name))]
 
+    def restart(self, worker: str) -> None:
+        """Kill a process that hangs; the end of its output then has it replaced. See `Pool.restart`."""
+        if worker in self.processes:
+            self.processes[worker].child.kill()
+
     def send(self, command: Send) -> None:
         """Copy the task's arrays into the worker's memory and start it; see `Pool.send`."""
         process = self.processes.get(command.worker)
