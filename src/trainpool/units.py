@@ -45,8 +45,10 @@ class Units:
         is of that unit.
         """
         self.priority = priority
-        self.queue: list[tuple[tuple[float, int], ShardId]] = []
+        self.queue: list[tuple[float, int, ShardId]] = []
         self.queued: set[ShardId] = set()
+        self.changed: set[ShardId] = set()
+        """Queued with a priority of before."""
         self.parked: list[ShardId] = []
         """Open, but not wanted in this version."""
         self.version = -1
@@ -66,27 +68,26 @@ class Units:
         """Queue a shard's next unit, unless it is queued, leased or there is none."""
         if shard not in self.queued and shard not in self.live and (priority := self.priority(shard)) is not None:
             self.queued.add(shard)
-            heapq.heappush(self.queue, (priority, shard))
+            heapq.heappush(self.queue, (*priority, shard))
 
     def take(self, wanted: Collection[ShardId], version: int) -> ShardId | None:
         """The wanted open unit of the highest priority, no longer queued."""
-        if version != self.version:
-            self.version, parked, self.parked = version, self.parked, []
+        if version != self.version and self.parked:
+            parked, self.parked = self.parked, []
+            self.queued.difference_update(parked)
             for shard in parked:
-                self.queued.discard(shard)
                 self.open(shard)
+        self.version = version
         while self.queue:
-            priority, shard = heapq.heappop(self.queue)
-            current = self.priority(shard)
-            if current is not None and current != priority:  # an overdue answer was merged meanwhile
-                heapq.heappush(self.queue, (current, shard))
-            elif current is None or shard in self.live:
-                self.queued.discard(shard)
-            elif shard in wanted:
-                self.queued.discard(shard)
-                return shard
-            else:
+            shard = heapq.heappop(self.queue)[2]
+            if shard not in wanted:
                 self.parked.append(shard)  # still marked as queued
+                continue
+            self.queued.discard(shard)
+            if shard not in self.changed:
+                return shard
+            self.changed.discard(shard)
+            self.open(shard)
         return None
 
     def add(self, lease: Lease, *, live: bool = True) -> None:
@@ -108,8 +109,11 @@ class Units:
     def merge(self, lease: Lease) -> None:
         """A unit is done: its shard's next one opens, and no other lease of the old one holds it."""
         self.forget(lease)
-        self.live.pop(lease.task.shard, None)
-        self.open(lease.task.shard)
+        shard = lease.task.shard
+        self.live.pop(shard, None)
+        if shard in self.queued:  # the answer was overdue
+            self.changed.add(shard)
+        self.open(shard)
 
     def forget(self, lease: Lease) -> None:
         """A lease ended."""
