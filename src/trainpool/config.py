@@ -33,6 +33,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     test: Manifest | None
     cache: str
     skew: float | None = None
+    recalibrate: int = 0
     tensorboard: bool = False
     keep_journal: bool = False
     virtual: bool = False

@@ -80,6 +80,8 @@ class Drive:
     """Of the evaluations under way, the earliest first."""
     measured_at: int = -1
     """Samples at the last evaluation that ended."""
+    buffers: Vector | None = None
+    """Of the model that was evaluated last, where they were measured anew."""
     ended: float | None = None
 
     def now(self) -> float:
@@ -90,7 +92,9 @@ class Drive:
 
     def vector(self) -> Vector:
         """A copy of the current model: `[size]`."""
-        return np.concatenate([self.coordinator.parameters, self.coordinator.buffers])
+        fresh = self.buffers if self.measured_at == self.coordinator.samples else None
+        buffers = self.coordinator.buffers if fresh is None else fresh
+        return np.concatenate([self.coordinator.parameters, buffers])
 
     def run(self) -> None:
         """Train. Afterwards one of `finished`, `stopped` and `interrupted` says how it ended."""
@@ -101,7 +105,7 @@ class Drive:
             while not (self.finished or self.stopped):
                 for message in self.pool.poll(0.25):
                     if isinstance(message, Evaluated):
-                        self.measured(message.result)
+                        self.measured(message)
                     elif not (self.interrupted and isinstance(message.event, Asked)):
                         self.handle(message)
                 clock = time.monotonic()
@@ -191,11 +195,11 @@ class Drive:
                 self.evaluate()
             for message in self.pool.poll(0.25):
                 if isinstance(message, Evaluated):
-                    self.measured(message.result)
+                    self.measured(message)
             self.observer.refresh(self)
 
-    def measured(self, result: Evaluation) -> None:
+    def measured(self, evaluated: Evaluated) -> None:
         """Pass on an evaluation."""
         moment = self.evaluating.popleft()
-        self.measured_at = moment.samples
-        self.observer.evaluated(self, result, moment)
+        self.measured_at, self.buffers = moment.samples, evaluated.buffers
+        self.observer.evaluated(self, evaluated.result, moment)

@@ -29,7 +29,7 @@ from trainpool.errors import ConfigError, RunError
 from trainpool.events import Accepted, Rejected, Restarted
 from trainpool.experiment import Experiment, importable
 from trainpool.journal import Journal, disk
-from trainpool.kernels.protocol import Evaluation
+from trainpool.kernels.protocol import Calibration, Evaluation
 from trainpool.kernels.torch import dtype_of, layout_of, trained_tensors, vector_of
 from trainpool.messages import Recipe
 from trainpool.pools.local import LocalPool
@@ -79,8 +79,8 @@ def train(experiment: Experiment, *, out: str | Path | None = None, quiet: bool 
         experiment: model, data and loss.
         out: the run's folder, which must not exist; without one nothing is kept but the result.
         quiet: show nothing.
-        **options: of `begin`: strategy, recipe, pool, epochs, seed, shards, skew, evaluate_every, cache, tensorboard,
-            keep_journal.
+        **options: of `begin`: strategy, recipe, pool, epochs, seed, shards, skew, evaluate_every, recalibrate, cache,
+            tensorboard, keep_journal.
 
     Raises:
         TrainpoolError: one line that says what is wrong and what to do.
@@ -104,6 +104,7 @@ def begin(
     shards: int = 0,
     skew: float | None = None,
     evaluate_every: float = 0.5,
+    recalibrate: int = 0,
     cache: str | Path | None = None,
     tensorboard: bool = False,
     keep_journal: bool = False,
@@ -124,6 +125,8 @@ def begin(
         shards: how many the data are cut into; 0 leaves it to the strategy.
         skew: cut shards whose labels differ, by a Dirichlet distribution with this parameter; smaller differs more.
         evaluate_every: passes over the data between evaluations; 0 evaluates at the end alone.
+        recalibrate: batches of training data on which BatchNorm's statistics are measured anew before each evaluation,
+            and for the final model; 0 keeps the merged ones.
         cache: the folder where shards are kept between runs; the user's cache folder by default.
         tensorboard: write TensorBoard files too.
         keep_journal: keep every update, so that `trainpool.journal.replay` can rebuild the run from its start.
@@ -139,8 +142,8 @@ def begin(
     if source:
         file, _, name = source.rpartition(":")
         source = f"{Path(file).resolve()}:{name}"
-    if epochs <= 0 or evaluate_every < 0 or shards < 0:
-        raise ConfigError(f"epochs must be above 0 (it is {epochs:g}), evaluate_every and shards must not be negative")
+    if epochs <= 0 or min(evaluate_every, shards, recalibrate) < 0:
+        raise ConfigError(f"epochs ({epochs:g}) must be above 0; evaluate_every, shards and recalibrate not negative")
     home = Path(out)
     if home.exists() and (not home.is_dir() or any(PROGRAM not in item.name for item in home.iterdir())):
         hint = f"continue it with `trainpool resume {home}`" if (home / "config.json").exists() else "it is not empty"
@@ -170,6 +173,7 @@ def begin(
         test=test,
         cache=str(place.resolve()),
         skew=skew,
+        recalibrate=recalibrate,
         tensorboard=tensorboard,
         keep_journal=keep_journal,
         virtual=pool.virtual,
@@ -256,6 +260,7 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
             program=home / PROGRAM,
             shards=Path(config.cache) / "shards",
             test=config.test.shards[0].id if config.test else None,
+            calibration=calibration(config, plan),
             log=home / "workers.log",
         )
         with interruptible(drive):
@@ -282,6 +287,12 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     wire.write(home / "model.safetensors", safetensors.torch.save(state))
     return Result(model, recorder.history, vector, summary, home)
+
+
+def calibration(config: Config, plan: Plan) -> Calibration | None:
+    """How a run's evaluations measure BatchNorm's statistics, if they do: a batch of each shard in turn."""
+    shards = tuple(shard.id for shard in plan.shards)
+    return Calibration(shards, config.recalibrate, plan.shards[0].batch) if config.recalibrate else None
 
 
 def load_into(model: nn.Module, layout: Layout, vector: Vector) -> None:

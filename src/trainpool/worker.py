@@ -22,7 +22,7 @@ from typing import IO, Any, TypeAlias
 import msgspec
 import numpy as np
 
-from trainpool.kernels.protocol import Evaluation, Kernel, KernelError
+from trainpool.kernels.protocol import Calibration, Evaluation, Kernel, KernelError
 from trainpool.messages import Report, ShardId, Task
 from trainpool.vector import Layout, Vector
 
@@ -71,9 +71,10 @@ class Run(msgspec.Struct, frozen=True, tag=True):
 
 
 class Evaluate(msgspec.Struct, frozen=True, tag=True):
-    """Measure the model in the shared memory on a shard."""
+    """Measure the model in the shared memory on a shard, with new buffers, left there, where `calibration` says so."""
 
     shard: ShardId
+    calibration: Calibration | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -176,6 +177,9 @@ class Worker:
         number = command.task.id if isinstance(command, Run) else -1
         try:
             if isinstance(command, Evaluate):
+                if command.calibration is not None:
+                    buffers = self.kernel.recalibrate(self.slot.vector, self.shard, command.calibration)
+                    self.slot.vector[self.kernel.layout.trainable :] = buffers
                 return Measured(self.kernel.evaluate(self.slot.vector, self.shard(command.shard)))
             task = command.task
             anchor = self.slot.anchor if task.anchored else None

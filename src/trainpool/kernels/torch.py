@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from trainpool import rng
 from trainpool.errors import ModelError
-from trainpool.kernels.protocol import Arrays, Evaluation, KernelError
-from trainpool.messages import Recipe, Report, Task
+from trainpool.kernels.protocol import Arrays, Calibration, Evaluation, KernelError
+from trainpool.messages import Recipe, Report, ShardId, Task
 from trainpool.vector import Layout, Role, Vector
 
 __all__ = ["TorchKernel", "layout_of", "load", "vector_of"]
@@ -157,6 +157,33 @@ class TorchKernel:
                     correct += int((output.argmax(1) == y[part]).sum())
         samples = y.shape[0]
         return Evaluation(loss / samples, correct / samples if labels else None, samples)
+
+    def recalibrate(self, vector: Vector, shards: Callable[[ShardId], Arrays], calibration: Calibration) -> Vector:
+        """Measure BatchNorm's statistics anew, all batches weighing the same; see `Kernel.recalibrate`."""
+        self.load(vector)
+        self.model.eval()  # only the statistics are wanted: no dropout
+        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        momenta = [module.momentum for module in norms]
+        for module in norms:
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean over batches
+            module.train()
+        with torch.no_grad():
+            for number in range(calibration.batches):
+                turn, place = divmod(number, len(calibration.shards))
+                name = calibration.shards[place]
+                x, y = self.on_device(name, shards(name))
+                offset = turn * calibration.batch
+                (rows,) = rng.batches(0, y.shape[0], offset, 1, calibration.batch)
+                self.model(self.inputs(x.index_select(0, torch.from_numpy(rows).to(self.device))))
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+        result, trainable = vector.copy(), self.layout.trainable
+        views = self.layout.views(result)
+        for spec, tensor in self.tensors:
+            if spec.role != "parameter":
+                torch.from_numpy(views[spec.name]).copy_(tensor)
+        return result[trainable:]
 
     def inputs(self, x: Tensor) -> Any:
         """The model's input from a batch as the shard has it."""

@@ -106,6 +106,13 @@ class Process:
         self.memory.unlink(missing_ok=True)
 
 
+def recalibrated(process: Process, job: Job | None) -> Vector | None:
+    """The buffers that a process measured for an evaluation, where it did."""
+    if job is None or job.calibration is None:
+        return None
+    return process.slot.vector[process.slot.anchor.size :].copy()
+
+
 def last_words(log: Path) -> str:
     """The last line that a worker printed, and where the rest is."""
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
@@ -199,7 +206,7 @@ class LocalPool:
                 raise RunError(f"a worker could not start: {reason}")
             case Measured(result):
                 self.evaluating = False
-                return [Evaluated(result)]
+                return [Evaluated(result, recalibrated(process, self.job))]
             case Broken(-1, reason):
                 raise RunError(f"the model could not be evaluated: {reason}")
             case Broken(task, reason):
@@ -249,7 +256,7 @@ class LocalPool:
             return False
         np.copyto(self.evaluator.slot.vector, vector)
         self.evaluating = True
-        self.evaluator.tell(Evaluate(self.job.test))
+        self.evaluator.tell(Evaluate(self.job.test, self.job.calibration))
         return True
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from trainpool.events import Event, Send
-from trainpool.kernels.protocol import Evaluation
+from trainpool.kernels.protocol import Calibration, Evaluation
 from trainpool.messages import ShardId
 from trainpool.vector import Layout, Vector
 
@@ -27,6 +27,8 @@ class Job:
     """The folder of the shard files."""
     test: ShardId | None
     """The shard that models are evaluated on."""
+    calibration: Calibration | None
+    """How BatchNorm's statistics are measured anew before each evaluation; None where the merged ones serve."""
     log: Path
     """Where workers write what they print."""
 
@@ -45,6 +47,8 @@ class Evaluated:
     """The evaluation that was asked for."""
 
     result: Evaluation
+    buffers: Vector | None = None
+    """The evaluated model's buffers `[size - trainable]`, where they were measured anew."""
 
 
 Message: TypeAlias = Arrival | Evaluated
@@ -71,7 +75,7 @@ class Pool(Protocol):
         """End a worker that does not answer, and put another in its place, where the pool can; it says `Left` then."""
 
     def evaluate(self, vector: Vector) -> bool:
-        """Begin to evaluate a model; False, and nothing done, where too much is under way. Results come in this order."""
+        """Begin to evaluate a model; False, and nothing done, while too much is under way. Results keep the order."""
 
     def close(self) -> None:
         """End all workers. May be called twice."""

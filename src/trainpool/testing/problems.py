@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from trainpool import rng
-from trainpool.kernels.protocol import Arrays, Evaluation, KernelError
+from trainpool.kernels.protocol import Arrays, Calibration, Evaluation, KernelError
 from trainpool.messages import Recipe, Report, ShardId, Task
 from trainpool.vector import Layout, Vector
 
@@ -52,6 +52,10 @@ class Quadratic:
     def run(self, task: Task, vector: Vector, anchor: Vector | None, shard: Arrays, out: Vector) -> Report:
         """Train; see `Kernel.run`."""
         return descend(self.gradient, task, vector, anchor, shard, out)
+
+    def recalibrate(self, vector: Vector, shards: Callable[[ShardId], Arrays], calibration: Calibration) -> Vector:
+        """There are no buffers; see `Kernel.recalibrate`."""
+        return vector[self.layout.trainable :]
 
     def evaluate(self, vector: Vector, data: Arrays) -> Evaluation:
         """Measure; see `Kernel.evaluate`."""
@@ -109,6 +113,10 @@ class Logistic:
     def run(self, task: Task, vector: Vector, anchor: Vector | None, shard: Arrays, out: Vector) -> Report:
         """Train; see `Kernel.run`."""
         return descend(self.gradient, task, vector, anchor, shard, out)
+
+    def recalibrate(self, vector: Vector, shards: Callable[[ShardId], Arrays], calibration: Calibration) -> Vector:
+        """There are no buffers; see `Kernel.recalibrate`."""
+        return vector[self.layout.trainable :]
 
     def evaluate(self, vector: Vector, data: Arrays) -> Evaluation:
         """Measure; see `Kernel.evaluate`."""
