@@ -11,20 +11,44 @@ import msgspec
 
 from trainpool.errors import ConfigError, did_you_mean
 from trainpool.strategies.admm import ADMM
+from trainpool.strategies.dc_asgd import DCASGD
+from trainpool.strategies.delayed_nesterov import DelayedNesterov
+from trainpool.strategies.diloco import DiLoCo
 from trainpool.strategies.downpour import Downpour
+from trainpool.strategies.easgd import EASGD
+from trainpool.strategies.fedasync import FedAsync
+from trainpool.strategies.fedavg import FedAvg
+from trainpool.strategies.fedbuff import FedBuff
+from trainpool.strategies.fedopt import FedOpt
+from trainpool.strategies.fedprox import FedProx
+from trainpool.strategies.local_sgd import LocalSGD
 from trainpool.strategies.parallel_sgd import ParallelSGD
 from trainpool.strategies.protocol import AnyStrategy, Assignment, Plan, ShardPlan, State, Strategy
+from trainpool.strategies.ringmaster import Ringmaster
 from trainpool.strategies.serial import Serial
+from trainpool.strategies.staleness_aware import StalenessAware
 
 __all__ = [
     "ADMM",
+    "DCASGD",
+    "EASGD",
     "AnyStrategy",
     "Assignment",
+    "DelayedNesterov",
+    "DiLoCo",
     "Downpour",
+    "FedAsync",
+    "FedAvg",
+    "FedBuff",
+    "FedOpt",
+    "FedProx",
+    "LocalSGD",
     "ParallelSGD",
     "Plan",
+    "Ringmaster",
     "Serial",
     "ShardPlan",
+    "StalenessAware",
     "State",
     "Strategy",
     "build",
@@ -35,7 +59,7 @@ __all__ = [
 ]
 
 
-SHARED = ("protocol", "reducer")
+SHARED = ("outer", "protocol", "reducer")
 """Modules of this package that are no method."""
 
 
