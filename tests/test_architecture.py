@@ -20,6 +20,8 @@ LEVELS = {
     "units": 2,
     **dict.fromkeys(("journal", "kernels", "pools", "drive", "worker", "models"), 3),
     **dict.fromkeys(("experiment", "record", "plots", "display", "config", "training", "cli"), 4),
+    **dict.fromkeys(("machines", "trial", "question", "crew", "compare", "results", "tables", "screen"), 4),
+    **dict.fromkeys(("report", "report_plots", "simulation", "cli_options", "cli_simulate"), 4),
     "testing": 3,
     "__init__": 4,
 }

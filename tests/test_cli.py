@@ -27,6 +27,14 @@ def test_help_teaches() -> None:
         assert word in output
 
 
+@pytest.mark.parametrize("command", ["simulate", "compare"])
+def test_help_of_simulated_machines_teaches(command: str) -> None:
+    code, output, _ = invoke(command, "--help")
+    assert code == 0
+    for word in ("--workers", "--spread", "--churn", "UP:DOWN", "--target", "file.py:name", "Example:", "machines"):
+        assert word in output
+
+
 def test_strategies_are_listed_with_citation_and_defaults() -> None:
     code, output, _ = invoke("strategies")
     assert code == 0
@@ -82,11 +90,30 @@ def test_a_folder_of_images_trains(cache: Path, tmp_path: Path) -> None:
         (("train", "--model", "cnm"), "did you mean 'cnn'?"),
         (("train", "--model", "cnn", "--norm", "batch"), "--norm is an option of resnet20 alone"),
         (("train", "--loss", "cross"), "loss"),
-        (("train", "--epochs", "0"), "epochs must be above 0"),
+        (("train", "--epochs", "0"), "must be above 0"),
         (("train", "--workers", "-1"), "must not be negative"),
         (("train", "nothing.py:experiment"), "no file 'nothing.py'"),
         (("train", "--shards", "5000"), "5000"),
         (("resume", "nowhere"), "holds no run"),
+        (("simulate", "--strategy", "downpor"), "did you mean 'downpour'?"),
+        (("simulate", "--churn", "1"), "churn is a part of the whole"),
+        (("simulate", "--workers", "0"), "at least one machine"),
+        (("simulate", "--bandwidth", "20"), "--bandwidth takes UP:DOWN in Mbit/s"),
+        (("simulate", "--bandwidth", "0:100"), "bandwidth must be above 0"),
+        (("simulate", "--trace", "gone.csv"), "gone.csv cannot be read"),
+        (("simulate", "--target", "88"), "between 0 and 1, such as 0.88"),
+        (("simulate", "--model", "cnm"), "did you mean 'cnn'?"),
+        (("compare", "--strategies", "admm:rho"), "name:key=value"),
+        (("compare", "--strategies", "downpor"), "did you mean 'downpour'?"),
+        (("compare", "--strategies", "serial"), "at least one strategy beside serial"),
+        (("compare", "--strategies", "admm,admm"), "admm is named twice"),
+        (("compare", "--target", "88"), "between 0 and 1, such as 0.88"),
+        (("compare", "--spread", "0.5"), "spread is the fastest machine's speed"),
+        (("compare", "--seeds", "some"), "--seeds takes numbers with commas"),
+        (("compare", "--rates", "0.1,x"), "--rates takes numbers with commas"),
+        (("compare", "--rate", "0.1", "--rates", "0.1,0.2"), "give --rate for one"),
+        (("compare", "--rate", "-1"), "must be different and positive"),
+        (("compare", "--model", "cnm", "--strategies", "admm"), "did you mean 'cnn'?"),
         (("strategies", "adm"), "did you mean 'admm'?"),
     ],
 )
@@ -94,7 +121,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     arguments: tuple[str, ...], message: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if arguments[0] == "train":
+    if arguments[0] in ("train", "simulate", "compare"):
         data = () if "--data" in arguments else ("--data", "digits")
         arguments = (*arguments, *data, "--cache", str(cache), "--quiet")
     code, output, errors = invoke(*arguments)
@@ -103,6 +130,55 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert message in errors
     assert len(errors.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_simulated_machines_leave_the_files_of_a_run_and_a_picture(cache: Path, tmp_path: Path) -> None:
+    machines = ("--workers", 3, "--spread", 3, "--speed", 400, "--bandwidth", "20:100", "--churn", 0.1, "--target", 0.5)
+    arguments = ("--data", "digits", "--model", "logistic", "--strategy", "downpour", "--epochs", 1, "--processes", 1)
+    place = ("--cache", cache, "--out", tmp_path / "run")
+    code, output, errors = invoke("simulate", *arguments, *machines, *place, "--quiet")
+    assert code == 0, errors
+    for words in ("50 % after", "times the fastest machine's speed", "computing", "wasted", "20 Mbit/s up"):
+        assert words in output
+    found = json.loads((tmp_path / "run" / "simulation.json").read_text())
+    assert found.items() >= json.loads((tmp_path / "run" / "summary.json").read_text()).items()
+    assert found["utilisation"] + found["waiting"] + found["transferring"] == pytest.approx(1, abs=1e-3)
+    assert found["samples_per_second"] == pytest.approx(found["throughput_speedup"] * 400, rel=1e-3)
+    assert (tmp_path / "run" / "timeline.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    code, _, errors = invoke("simulate", *arguments, *machines, *place)
+    assert code == 2
+    assert "exists" in errors
+
+
+def test_a_comparison_is_printed_again_from_its_folder(cache: Path, tmp_path: Path) -> None:
+    size = ("--data", "digits", "--model", "logistic", "--strategies", "downpour", "--workers", 2, "--epochs", 0.2)
+    arguments = (*size, "--rate", 0.1, "--seeds", 1, "--target", 0.3, "--processes", 1, "--cache", cache)
+    code, output, errors = invoke("compare", *arguments, "--out", tmp_path / "c", "--json", "--quiet")
+    assert code == 0, errors
+    assert json.loads(output) == json.loads((tmp_path / "c" / "results.json").read_text())
+    assert errors == ""
+    code, output, errors = invoke("compare", "--out", tmp_path / "c")
+    assert code == 0, errors
+    assert "time to" in output
+    assert "30 %" in output
+    assert "it was not tuned" in output
+    assert "report.html" in output
+    for change, message in (
+        (("--target", 0.4), "target was 0.3 and is 0.4"),
+        (("--workers", 3), "machines.workers was 2 and is 3"),
+        (("--strategies", "admm"), "downpour was asked about; admm was not asked about"),
+        (("--rates", "0.1,0.2"), "rates was 0.1 and is 0.1,0.2"),
+    ):
+        code, output, errors = invoke("compare", "--out", tmp_path / "c", *change)
+        assert code == 2
+        assert message in errors
+        assert len(errors.strip().splitlines()) == 1
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    code, _, errors = invoke("compare", "--out", tmp_path / "run")
+    assert code == 2
+    assert "holds a run: choose another folder" in errors
 
 
 def test_an_experiment_of_the_wrong_kind_is_named(tmp_path: Path, cache: Path) -> None:

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from trainpool.record import Record
 
-__all__ = ["curves"]
+__all__ = ["COLOURS", "curves"]
 
-# Okabe and Ito's palette, which people with any colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, which people with any colour vision can tell apart."""
 
 
 def curves(runs: Mapping[str, Sequence[Record]], path: Path, title: str = "") -> None:

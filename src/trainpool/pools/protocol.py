@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import msgspec
 import numpy as np
 
 from trainpool.events import Event, Send
@@ -33,8 +34,7 @@ class Job:
     """Where workers write what they print."""
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """An event for the coordinator, with the arrays of a `Returned`: views, valid until the worker's next task."""
 
     event: Event

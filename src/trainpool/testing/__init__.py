@@ -1,7 +1,23 @@
-"""For those who write strategies, kernels and pools: fakes, a virtual clock, contract checks."""
+"""For those who write strategies, kernels and pools: fakes, virtual time, contract checks."""
 
+from trainpool.pools.fleet import fleet
+from trainpool.pools.simulated import SimulatedPool
+from trainpool.pools.timing import carry, timing
 from trainpool.testing.contract import CHECKS, CONVERGENCE, check_strategy, simulate
 from trainpool.testing.pools import Fault, InProcessPool
 from trainpool.testing.problems import Logistic, Quadratic
 
-__all__ = ["CHECKS", "CONVERGENCE", "Fault", "InProcessPool", "Logistic", "Quadratic", "check_strategy", "simulate"]
+__all__ = [
+    "CHECKS",
+    "CONVERGENCE",
+    "Fault",
+    "InProcessPool",
+    "Logistic",
+    "Quadratic",
+    "SimulatedPool",
+    "carry",
+    "check_strategy",
+    "fleet",
+    "simulate",
+    "timing",
+]

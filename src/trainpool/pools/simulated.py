@@ -1,0 +1,349 @@
+"""A pool in virtual time: machines that differ, fail and leave, in front of the very coordinator that is deployed.
+
+    tp.train(experiment, pool=tp.SimulatedPool(fleet(20, spread=8, churn=0.2)))
+
+A task goes through download (latency + bits/down), computing (samples at the machine's speed, as it changes) and
+upload; then its answer arrives and the worker asks again. With `fidelity="real"` every task whose answer arrives is
+really trained, on all cores; with `"timing"` nothing is, and only the schedule, the bytes and the waste are real.
+
+Virtual time, never the clock of this machine, decides what happens when: the same arguments give the same events and
+the same bits, for any number of processes.
+
+- A machine that **crashes** says nothing: its answer never comes, and the coordinator learns of it from a deadline, or
+  when the worker is back and asks.
+- A machine that **leaves** says so. Before that it hands in the steps it has, where the task is `partial`, or the
+  answer that it was about to send, unless sending would outlast its absence.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from trainpool.errors import ConfigError, RunError
+from trainpool.events import Asked, Failed, Joined, Left, Returned, Send, Tick
+from trainpool.kernels.protocol import Arrays, Kernel
+from trainpool.messages import Report, ShardId, Task
+from trainpool.pools.agenda import Agenda
+from trainpool.pools.availability import Availability, Pieces
+from trainpool.pools.engine import Inline, Processes, Trainer, Work
+from trainpool.pools.fleet import Fleet, Machine
+from trainpool.pools.local import cores
+from trainpool.pools.protocol import Arrival, Job, Message
+from trainpool.pools.usage import Account, Span, Usage
+from trainpool.vector import Vector
+
+__all__ = ["SimulatedPool"]
+
+JOIN, DEPART, ANSWER, TICK = range(4)
+EMPTY: Vector = np.empty(0, np.float32)
+PATIENCE = 1_000_000
+"""Things that may happen in a row, and a hundred for each machine, while no worker has or gets a task."""
+
+
+class SimulatedPool:
+    """Virtual workers."""
+
+    virtual = True
+
+    def __init__(
+        self,
+        workers: Fleet | Sequence[Machine],
+        *,
+        fidelity: Literal["real", "timing"] = "real",
+        processes: int = 0,
+        size: int = 0,
+        tick: float = 5.0,
+        spans: int = 100_000,
+        kernel: Kernel | None = None,
+        shards: Callable[[ShardId], Arrays] | None = None,
+        test: Arrays | None = None,
+    ) -> None:
+        """Simulate `workers`.
+
+        Args:
+            workers: a fleet, or its machines where they are always there.
+            fidelity: `real` trains every task whose answer arrives, `timing` none.
+            processes: that train; 0 means one a core. They change no result.
+            size: bytes that a model counts as; 0 means its own, of which `timing` has none.
+            tick: virtual seconds between the coordinator's looks at deadlines while tasks are out.
+            spans: how many spans to keep for a plot, from the start on; `timing` keeps none.
+            kernel: trains in this process instead of in others, when an answer is due.
+            shards: finds the kernel's data.
+            test: what the kernel evaluates models on.
+
+        Raises:
+            ConfigError: a value that cannot be.
+        """
+        self.fleet = workers if isinstance(workers, Fleet) else Fleet(tuple(workers))
+        if fidelity not in ("real", "timing"):
+            raise ConfigError(f"fidelity is 'real' or 'timing', not {fidelity!r}")
+        if processes < 0 or size < 0 or spans < 0:
+            raise ConfigError(f"processes ({processes}), size ({size}) and spans ({spans}) must not be negative")
+        if not 0 < tick < math.inf:
+            raise ConfigError(f"tick must be above 0 seconds, not {tick:g}")
+        if (kernel is None) != (shards is None):
+            raise ConfigError("a kernel needs shards, a function from a shard's name to its arrays; give both or none")
+        if fidelity == "timing" and kernel is not None:
+            raise ConfigError("fidelity='timing' trains nothing: leave out the kernel")
+        self.workers = n = len(self.fleet)
+        self.fidelity, self.processes, self.size, self.tick = fidelity, processes, size, tick
+        self.room = spans if fidelity == "real" else 0
+        self.inline = None if kernel is None or shards is None else Inline(kernel, shards, test)
+        self.names = self.fleet.names or tuple(f"w{i}" for i in range(n))
+        self.index = {name: i for i, name in enumerate(self.names)}
+        self.trainer: Trainer | None = None
+        self.opened = False
+        self.reset()
+
+    def reset(self) -> None:
+        """The beginning: nobody is there."""
+        n, fleet = self.workers, self.fleet
+        self.time = 0.0
+        self.agenda = Agenda()
+        """When, a number for order, what, which machine, and the arguments of `answer`."""
+        self.entries = itertools.count()
+        self.account = Account(n, self.room)
+        availability = Availability(fleet)
+        self.sessions = [availability.sessions(i) for i in range(n)]
+        self.stay = [next(stays, None) for stays in self.sessions]
+        """Each machine's next stay."""
+        self.speeds = [Pieces(availability.pieces(i)) for i in range(n)]
+        self.luck = [availability.luck(i) for i in range(n)] if fleet.lost + fleet.duplicated else None
+        self.leaves = [math.inf] * n
+        """When each machine that is there departs."""
+        self.silent = [False] * n
+        """Whether it then crashes."""
+        self.staying = [False] * n
+        """Whether it says goodbye only after the answer that it is about to send."""
+        self.held = [False] * n
+        """Whether the coordinator, for all it knows, is owed an answer."""
+        self.out = self.present = 0
+        """How many answers it is owed, and how many machines are there."""
+        self.ticking = False
+        self.barren = 0
+        """Things that happened in a row while nobody had a task."""
+
+    def open(self, job: Job | None = None) -> None:
+        """Put every machine's arrival on the agenda; see `Pool.open`."""
+        if self.opened:
+            self.reset()
+        self.opened = True
+        if self.fidelity == "timing":
+            if job is not None:
+                raise ConfigError("fidelity='timing' trains nothing: leave it out to train, or use `timing`")
+        elif self.inline is not None:
+            self.trainer = Trainer(self.inline, testable=self.inline.test is not None)
+        elif job is not None:
+            # Never more processes than there can be work for: a task a machine, and an evaluation.
+            count = min(self.processes or cores(), self.workers + 1)
+            self.trainer = Trainer(Processes(job, count), testable=job.test is not None)
+        else:
+            raise ConfigError("fidelity='real' needs a kernel and shards, or a job as `train` makes it")
+        for i, stay in enumerate(self.stay):
+            if stay is not None:
+                self.plan(stay.start, JOIN, i)
+
+    def plan(self, when: float, kind: int, machine: int, payload: Any = None) -> None:
+        """Put something on the agenda."""
+        self.agenda.push((when, next(self.entries), kind, machine, payload))
+
+    def poll(self, timeout: float) -> list[Message]:
+        """The next thing on the agenda; the clock jumps there. Waits only for results; see `Pool.poll`."""
+        trainer = self.trainer
+        if trainer is None:
+            return self.step()
+        deadline: float | None = None
+        while True:
+            wanted = self.wanted(trainer)
+            if wanted is None:
+                trainer.engine.advance(None, 0.0)
+            if (result := trainer.evaluated()) is not None:
+                return [result]
+            if wanted is None:
+                return self.step()
+            deadline = deadline or time.monotonic() + timeout
+            rest = deadline - time.monotonic()
+            if rest <= 0:
+                return []
+            trainer.engine.advance(wanted, rest)
+
+    def wanted(self, trainer: Trainer) -> Work | None:
+        """What the clock has to wait for: the answer that is due; an evaluation, when nobody has a task."""
+        work: Work | None = None
+        if trainer.evaluations and (self.out == 0 or not self.agenda):
+            work = trainer.evaluations[0]
+        elif self.agenda and (first := self.agenda.first())[2] == ANSWER:
+            work = first[4][-1]
+        return None if work is None or work.done else work
+
+    def step(self) -> list[Message]:
+        """Let the next thing happen."""
+        agenda = self.agenda
+        if agenda.count == self.ticking or self.barren > PATIENCE:
+            self.check()
+        self.time, _, kind, i, payload = agenda.pop()
+        if kind == ANSWER:
+            return self.answer(i, *payload)
+        self.barren += self.out == 0 or agenda.count == 0
+        if kind == TICK:
+            self.ticking = self.out > 0
+            if not self.ticking:
+                return []
+            self.plan(self.time + self.tick, TICK, -1)
+            return [Arrival(Tick())]
+        return self.join(i) if kind == JOIN else self.depart(i)
+
+    def check(self) -> None:
+        """Raise RunError where nothing will ever happen again."""
+        stuck = self.barren > PATIENCE + 100 * self.workers
+        if self.agenda.count == self.ticking:
+            # Only ticks are left: they may still hand a unit that is overdue to a worker that waits.
+            stuck = stuck or self.out == 0 or self.account.resting == 0
+        if stuck:
+            raise RunError(
+                f"nothing can happen any more after {self.time:g} virtual seconds: {self.present} of {self.workers} "
+                f"machines are there, {self.out} tasks unanswered; let machines of the fleet stay or come back"
+            )
+
+    def join(self, i: int) -> list[Message]:
+        """A machine arrives."""
+        stay = self.stay[i]
+        assert stay is not None
+        self.stay[i] = next(self.sessions[i], None)
+        self.leaves[i], self.silent[i] = stay.end, stay.crash
+        if stay.end < math.inf:
+            self.plan(stay.end, DEPART, i)
+        self.present += 1
+        self.account.arrived[i] = self.time
+        self.account.rest(i, self.time)
+        self.release(i)
+        return [Arrival(Joined(self.names[i])), Arrival(Asked(self.names[i]))]
+
+    def depart(self, i: int) -> list[Message]:
+        """A machine goes, or stops working while its last answer is on the way."""
+        stay = self.stay[i]
+        if stay is not None:
+            self.plan(stay.start, JOIN, i)
+        self.present -= 1
+        self.account.leave(i, self.time)
+        self.account.note(i, self.time, math.inf if stay is None else stay.start, "away")
+        if self.silent[i] or self.staying[i]:
+            return []
+        self.release(i)
+        return [Arrival(Left(self.names[i]))]
+
+    def release(self, i: int) -> None:
+        """The coordinator expects no answer of this worker any more."""
+        if self.held[i]:
+            self.held[i] = False
+            self.out -= 1
+
+    def send(self, command: Send) -> None:
+        """Begin a task, and find out what will become of it; see `Pool.send`."""
+        i = self.index[command.worker]
+        task = command.task
+        self.barren = 0
+        if not self.held[i]:
+            self.held[i] = True
+            self.out += 1
+        if not self.ticking:
+            self.ticking = True
+            self.plan(self.time + self.tick, TICK, -1)
+        account = self.account
+        if account.arrived[i] is None:
+            return  # it crashed, and the coordinator does not know
+        account.rouse(i, self.time)
+        machine = self.fleet.machines[i]
+        up = self.size or command.parameters.nbytes + command.buffers.nbytes
+        down = up if command.anchor is None else up + (self.size or command.anchor.nbytes)
+        account.down += down
+        begin = self.time + machine.latency + 8 * down / machine.down
+        sending = machine.latency + 8 * up / machine.up
+        steps, samples = task.steps, task.steps * task.batch
+        end = stop = self.speeds[i].finish(begin, samples)
+        arrival, leaves, computed = end + sending, self.leaves[i], float(samples)
+        if arrival >= leaves:
+            if end > leaves:
+                stop, computed = leaves, self.speeds[i].done(begin, leaves)
+            steps, end, arrival = self.cut(i, task, begin, end, computed, sending)
+        account.begin(i, self.time, begin, stop, arrival if steps else min(arrival, leaves), computed)
+        if not steps:
+            return
+        self.staying[i] = arrival >= leaves
+        copies = 1
+        if self.luck is not None:
+            luck, lost = next(self.luck[i]), self.fleet.lost
+            copies = 0 if luck < lost else 2 if luck < lost + self.fleet.duplicated else 1
+        work = self.trainer.train(command, steps, arrival) if self.trainer is not None and copies else None
+        payload = (task, steps, end - begin, copies, up, command.parameters.size, work)
+        self.agenda.push((arrival, next(self.entries), ANSWER, i, payload))
+
+    def cut(
+        self, i: int, task: Task, begin: float, end: float, computed: float, sending: float
+    ) -> tuple[int, float, float]:
+        """A departure falls into a task: the steps that arrive all the same, when they are computed and when there."""
+        leaves, stay, steps, arrival = self.leaves[i], self.stay[i], task.steps, end + sending
+        if end > leaves:
+            # The tolerance is for a step that ends just then.
+            steps = min(steps - 1, int(computed / task.batch + 1e-9)) if task.partial else 0
+            end, arrival = self.speeds[i].finish(begin, steps * task.batch), leaves + sending
+        gone = self.silent[i] or (stay is not None and arrival >= stay.start)
+        return 0 if gone else steps, end, arrival
+
+    def answer(
+        self, i: int, task: Task, steps: int, seconds: float, copies: int, up: int, trainable: int, work: Work | None
+    ) -> list[Message]:
+        """A task's end: its answer, unless that is lost, and what the worker says next."""
+        self.account.settle(i)
+        self.account.up += up * (copies or 1)
+        self.release(i)
+        name = self.names[i]
+        messages: list[Message] = []
+        if work is not None and work.failure:
+            messages = [Arrival(Failed(name, task.id, work.failure))] * copies
+        elif copies:
+            loss, delta, buffers = 0.0, EMPTY, EMPTY
+            if work is not None:
+                assert work.report is not None
+                assert work.out is not None
+                loss, delta, buffers = work.report.loss, work.out[:trainable], work.out[trainable:]
+            report = Report(task=task.id, steps=steps, samples=steps * task.batch, loss=loss, seconds=seconds)
+            messages = [Arrival(Returned(name, report), delta, buffers)] * copies
+        if self.staying[i]:
+            self.staying[i] = False
+            messages.append(Arrival(Left(name)))
+        else:
+            self.account.rest(i, self.time)
+            messages.append(Arrival(Asked(name)))
+        return messages
+
+    def restart(self, worker: str) -> None:
+        """Nothing: a machine that is silent has crashed, and comes back by itself."""
+
+    def evaluate(self, vector: Vector) -> bool:
+        """Queue an evaluation before all tasks; False where there are no test data. See `Pool.evaluate`."""
+        return self.trainer is not None and self.trainer.evaluate(vector)
+
+    def close(self) -> None:
+        """End the processes; `usage` and `spans` stay. See `Pool.close`."""
+        if self.trainer is not None:
+            self.trainer.close()
+            self.trainer = None
+        self.agenda = Agenda()
+
+    def now(self) -> float:
+        """The virtual time in seconds."""
+        return self.time
+
+    @property
+    def spans(self) -> list[Span]:
+        """What the machines did, for a plot: the first spans, in the order in which they were foreseen."""
+        return self.account.spans
+
+    def usage(self) -> Usage:
+        """What the machines did so far, in numbers."""
+        return self.account.usage(self.time)

@@ -1,0 +1,133 @@
+"""How a method would schedule its work on a fleet, without any training: 100,000 machines in seconds."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainpool.coordinator import Coordinator
+from trainpool.errors import ConfigError
+from trainpool.events import Finished, Send, Stopped
+from trainpool.messages import Recipe
+from trainpool.pace import Pace
+from trainpool.pools.fleet import Fleet
+from trainpool.pools.protocol import Arrival
+from trainpool.pools.simulated import SimulatedPool
+from trainpool.strategies.protocol import AnyStrategy, Plan, ShardPlan
+from trainpool.vector import Layout
+
+__all__ = ["Timing", "carry", "timing"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a run without training came to."""
+
+    end: str
+    """`finished`, or why it stopped."""
+    events: int
+    """That the coordinator handled."""
+    seconds: float
+    """Virtual time from the first arrival to the end."""
+    updates: int
+    """Merged."""
+    refused: int
+    """Answers that were not merged: too stale, or after another worker's."""
+    merged: int
+    """Samples whose update was merged."""
+    computed: float
+    """Samples that machines computed."""
+    wasted: float
+    """Of those, the ones that were never merged: lost, cut off, refused, or still under way at the end."""
+    up: int
+    """Bytes from the machines to the coordinator."""
+    down: int
+    """Bytes from the coordinator to the machines."""
+    utilisation: float
+    """The part of the machines' time, 0 to 1, in which they computed."""
+    real: float
+    """Seconds that the simulation took."""
+
+
+def timing(
+    strategy: AnyStrategy,
+    fleet: Fleet,
+    *,
+    shards: int = 0,
+    steps: int = 100,
+    batch: int = 32,
+    size: int = 0,
+    recipe: Recipe | None = None,
+    pace: Pace | None = None,
+    tick: float = 5.0,
+    seed: int = 0,
+) -> Timing:
+    """Simulate a whole run of a method: scheduling, bytes and waste are real, models are empty.
+
+    Args:
+        strategy: the method.
+        fleet: the machines.
+        shards: how many shards; 0 lets the method choose.
+        steps: that the run takes on each shard.
+        batch: samples a step.
+        size: bytes of a model.
+        recipe: what workers do; only its schedule matters here.
+        pace: how long tasks of free length last, and when they are overdue.
+        tick: virtual seconds between looks at deadlines.
+        seed: of the order of equally trained shards.
+
+    Raises:
+        ConfigError: the numbers do not fit.
+        RunError: nothing can happen any more, and the run is not finished.
+    """
+    count = shards or strategy.shards(len(fleet))
+    if count < 1 or steps < 1 or batch < 1:
+        raise ConfigError(f"shards ({count}), steps ({steps}) and batch ({batch}) must be 1 or more")
+    parts = tuple(ShardPlan(f"{number:064x}", steps * batch, batch, steps) for number in range(count))
+    plan = Plan(parts, recipe or Recipe(batch_size=batch))
+    begin = time.perf_counter()
+    coordinator = Coordinator(strategy, plan, Layout(()), np.empty(0, np.float32), seed=seed, pace=pace)
+    pool = SimulatedPool(fleet, fidelity="timing", size=size, tick=tick)
+    end, events = carry(coordinator, pool)
+    usage, memory = pool.usage(), coordinator.memory
+    return Timing(
+        end=end,
+        events=events,
+        seconds=usage.seconds,
+        updates=memory.updates,
+        refused=sum(entry.rejected for entry in memory.ledger.values()),
+        merged=coordinator.samples,
+        computed=usage.samples,
+        wasted=usage.samples - coordinator.samples,
+        up=usage.up,
+        down=usage.down,
+        utilisation=usage.utilisation,
+        real=time.perf_counter() - begin,
+    )
+
+
+def carry(
+    coordinator: Coordinator, pool: SimulatedPool, *, seen: Callable[[Arrival], None] | None = None
+) -> tuple[str, int]:
+    """Carry events and commands between the two until the run ends: "finished" or why it stopped, and the events.
+
+    `seen` is called after each event.
+    """
+    pool.open()
+    events, poll, handle, send = 0, pool.poll, coordinator.handle, pool.send
+    try:
+        while True:
+            for arrival in poll(1.0):
+                if not isinstance(arrival, Arrival):
+                    continue
+                events += 1
+                for command in handle(arrival.event, pool.time, arrival.delta, arrival.buffers):
+                    if isinstance(command, Send):
+                        send(command)
+                    elif isinstance(command, Finished | Stopped):
+                        return ("finished" if isinstance(command, Finished) else command.reason), events
+                if seen is not None:
+                    seen(arrival)
+    finally:
+        pool.close()

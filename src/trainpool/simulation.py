@@ -1,0 +1,93 @@
+"""What a simulated run of one method came to, beside what every run leaves: where its machines' time went."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trainpool import wire
+from trainpool.machines import Machines
+from trainpool.pools.simulated import SimulatedPool
+from trainpool.record import Record, Summary
+from trainpool.tables import bandwidth, percent, size
+from trainpool.trial import Timeline, Work
+
+__all__ = ["finish", "words"]
+
+TRACKS = 16
+"""Workers in the picture."""
+
+
+def finish(
+    folder: Path,
+    summary: Summary,
+    history: Sequence[Record],
+    machines: Machines,
+    pool: SimulatedPool,
+    target: float | None = None,
+) -> dict[str, Any]:
+    """Write `simulation.json` and `timeline.png` into a finished run's folder; returns the summary with more numbers.
+
+    Args:
+        folder: of the run.
+        summary: as the run wrote it; its seconds are virtual.
+        history: its evaluations.
+        machines: that were simulated.
+        pool: that ran.
+        target: an accuracy whose time is wanted, 0 to 1.
+    """
+    from trainpool.report_plots import overview, picture
+
+    work, fleet = Work.of(pool), pool.fleet
+    reached = next((r for r in history if target is not None and (r["test_accuracy"] or 0.0) >= target), None)
+    rate = summary["samples_per_second"]
+    found = {
+        **summary,
+        "machines": fleet.describe(),
+        "bandwidth": bandwidth(machines.bandwidth),
+        "target": target,
+        "target_seconds": reached and reached["seconds"],
+        "target_bytes_down": reached and reached["bytes_down"],
+        "target_bytes_up": reached and reached["bytes_up"],
+        "utilisation": round(work.utilisation, 4),
+        "waiting": round(work.waiting / work.there, 4) if work.there else 0.0,
+        "transferring": round((work.there - work.computing - work.waiting) / work.there, 4) if work.there else 0.0,
+        "waste": round(work.waste(summary["samples"]), 4),
+        "throughput_speedup": round(rate / fleet.best, 4),
+        "throughput_share": round(rate / fleet.total, 4),
+    }
+    wire.write(folder / "simulation.json", json.dumps(msgspec.to_builtins(found), indent=2).encode())
+    whole = Timeline.of(pool, TRACKS, pool.room, 0.0)
+    if whole.end > whole.start:
+        picture(overview(whole, Timeline.of(pool, TRACKS, pool.room, 0.4 * pool.now())), folder / "timeline.png")
+    return found
+
+
+def words(folder: Path, found: dict[str, Any]) -> dict[str, str]:
+    """The numbers of `finish` for a person."""
+    accuracy, machines = found["test_accuracy"], found["machines"]
+    rows = {
+        "test accuracy": "not measured" if accuracy is None else percent(accuracy, 2),
+        "samples": f"{found['samples']:,} in {found['seconds']:.4g} virtual s: {found['samples_per_second']:,.0f} a "
+        f"second, {found['throughput_speedup']:.2f} times the fastest machine's speed",
+        "machines": f"{machines['machines']}, {machines['total']:,.0f} samples a second together, of which "
+        f"{percent(found['throughput_share'], 0)} were merged",
+        "their time": f"{percent(found['utilisation'], 0)} computing, "
+        f"{percent(found['transferring'], 0)} transferring, {percent(found['waiting'], 0)} waiting",
+        "wasted": f"{percent(found['waste'])} of the computed samples",
+        "updates": f"{found['updates']:,} merged, {found['rejected']} rejected, mean staleness {found['staleness']:g}",
+        "traffic": f"{size(found['bytes_down'])} to workers, {size(found['bytes_up'])} back ({found['bandwidth']})",
+        "files": f"{folder}: model.safetensors, curve.png, timeline.png, metrics.jsonl, summary.json, simulation.json",
+    }
+    if found["target"] is not None:
+        goal = f"{100 * found['target']:.6g} %"
+        when = (
+            f"{goal} after {found['target_seconds']:.4g} virtual s, {size(found['target_bytes_down'])} to workers, "
+            f"{size(found['target_bytes_up'])} back"
+            if found["target_seconds"] is not None
+            else f"{goal} was never reached within the budget"
+        )
+        rows = {"test accuracy": rows.pop("test accuracy"), "target": when, **rows}
+    return rows

@@ -1,0 +1,328 @@
+"""Comparisons: what is asked, which trials follow, what survives an interruption, and what the numbers mean."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import trainpool as tp
+from trainpool import compare as comparing
+from trainpool.compare import RESULTS, TRIALS, compare, outcomes
+from trainpool.errors import ConfigError, RunError
+from trainpool.kernels.torch import vector_of
+from trainpool.machines import Machines
+from trainpool.pools.fleet import Fleet, Machine
+from trainpool.pools.usage import Span
+from trainpool.question import Method, Question, differences, experiments
+from trainpool.results import REFERENCE, Capacity, Results, Spread, best_rate
+from trainpool.tables import COLUMNS, Units, headline
+from trainpool.trial import Outcome, Point, Timeline, Trial, Work
+
+MACHINES = Machines(workers=4, spread=4.0, speed=400.0, bandwidth=(20e6, 100e6), latency=0.01)
+
+
+def question(*methods: str, **options: Any) -> Question:
+    """A small one."""
+    parsed = tuple(Method.parse(method) for method in methods or ("parallel-sgd", "downpour"))
+    defaults: dict[str, Any] = {
+        "data": "digits",
+        "model": "logistic",
+        "target": 0.8,
+        "machines": MACHINES,
+        "epochs": 1.0,
+        "seeds": (0, 1),
+        "rates": (0.1, 0.3),
+        "recipe": tp.Recipe(batch_size=8),
+    }
+    return Question(methods=parsed, **(defaults | options))
+
+
+def outcome(
+    trial: Trial, asked: str = "", *, reach: float | None = 10.0, accuracy: float | None = None, **changes: Any
+) -> Outcome:
+    """A hand-made one that has accuracy 0.8 after `reach` virtual seconds, and ends after 20."""
+    accuracy = accuracy or (0.7 if reach is None else 0.9)
+    curve = [Point(5.0, 500, 5_000, 2_000, 0.5, 1.0)]
+    curve += [] if reach is None else [Point(reach, 1000, 10_000, 4_000, 0.8, 0.5)]
+    curve += [Point(20.0, 2000, 20_000, 8_000, accuracy, 0.3)]
+    fields: dict[str, Any] = {
+        "trial": trial,
+        "question": asked,
+        "curve": tuple(curve),
+        "seconds": 20.0,
+        "samples": 2000,
+        "updates": 100,
+        "rejected": 0,
+        "staleness": 1.5,
+        "bytes_down": 20_000,
+        "bytes_up": 8_000,
+        "work": Work(computed=2500.0, computing=60.0, waiting=15.0, there=80.0),
+        "timeline": Timeline(8.0, 12.0, ("w0",), (100.0,), ((Span(0, 8.0, 10.0, "compute"),),)),
+    }
+    return Outcome(**(fields | changes))
+
+
+# What is asked
+
+
+def test_a_question_is_the_same_after_its_file_and_whole_numbers_are_floats() -> None:
+    asked = question("diloco:learning_rate=0.5", machines=Machines(workers=4, spread=4, speed=400))
+    again = msgspec.json.decode(msgspec.json.encode(asked), type=Question)
+    assert again.hash == asked.hash
+    assert differences(asked, again) == {}
+    assert (
+        asked.hash
+        == question(
+            "diloco:learning_rate=0.5",
+            machines=Machines(workers=4, spread=4.0, speed=400.0),
+            recipe=tp.Recipe(batch_size=8, learning_rate=9),
+        ).hash
+    )
+    assert asked.hash != question("diloco:learning_rate=0.6", machines=Machines(workers=4, spread=4, speed=400)).hash
+
+
+def test_differences_are_named() -> None:
+    found = differences(
+        question(), question("downpour", target=0.7, machines=Machines(workers=5), recipe=tp.Recipe(momentum=0.9))
+    )
+    assert found["target"] == "target was 0.8 and is 0.7"
+    assert found["machines.workers"] == "machines.workers was 4 and is 5"
+    assert found["recipe.momentum"] == "recipe.momentum was 0.0 and is 0.9"
+    assert found["methods.parallel-sgd"] == "parallel-sgd was asked about"
+    assert set(differences(question(), question("parallel-sgd", "downpour", "admm"))) == {"methods.admm"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "message"),
+    [
+        (("downpor",), {}, "did you mean 'downpour'"),
+        (("admm:rho",), {}, "name:key=value"),
+        (("admm:rho=x",), {}, "Expected `float`"),
+        (("admm:roh=1",), {}, "did you mean 'rho'"),
+        (("admm", "admm"), {}, "admm is named twice"),
+        (("serial",), {}, "serial is named twice"),
+        (("admm",), {"target": 88}, "between 0 and 1"),
+        (("admm",), {"seeds": ()}, "at least one"),
+        (("admm",), {"rates": (0.1, 0.1)}, "must be different"),
+        (("admm",), {"rates": (0.0,)}, "positive"),
+        (("admm",), {"epochs": 0}, "must be above 0"),
+        (("admm",), {"machines": Machines(churn=1.0)}, "churn is a part of the whole"),
+        (("admm",), {"machines": Machines(workers=0)}, "at least one machine"),
+    ],
+)
+def test_what_cannot_be_asked(methods: tuple[str, ...], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        question(*methods, **options)
+
+
+def test_every_method_meets_the_same_machines_and_the_same_start(cache: Path) -> None:
+    asked = question(machines=Machines(workers=4, churn=0.3))
+    fleets = [asked.fleet(Trial(label, 0.1, 1)) for label in ("parallel-sgd", "downpour")]
+    assert fleets[0] == fleets[1]
+    other = asked.fleet(Trial("downpour", 0.1, 2))
+    assert other.machines == fleets[0].machines
+    assert other.seed != fleets[0].seed  # departures differ from seed to seed
+    cut = question(shards=8, skew=0.1)
+    assert (cut.options("downpour")["shards"], cut.options("downpour")["skew"]) == (8, 0.1)
+    assert (cut.options(REFERENCE)["shards"], cut.options(REFERENCE)["skew"]) == (0, None)
+    alone = asked.fleet(Trial(REFERENCE, 0.1, 1))
+    assert alone == Fleet((Machine(fleets[0].best),))
+    make = experiments(asked, cache)
+    assert make(0) is make(0)
+    assert not np.array_equal(vector_of(make(0).model), vector_of(make(1).model))
+    assert np.array_equal(vector_of(make(1).model), vector_of(experiments(asked, cache)(1).model))
+
+
+# What the numbers mean
+
+
+def results_of(methods: dict[str, list[float | None]], ideal: float = 5.0, **changes: Any) -> Results:
+    """Results of methods with the given times to the target, one a seed."""
+    groups = [
+        [outcome(Trial(label, 0.1, seed), reach=reach, **changes) for seed, reach in enumerate(times)]
+        for label, times in methods.items()
+    ]
+    return Results.of(groups, 0.8, 1.0, Capacity(ideal * 100, 100.0), 0)
+
+
+def test_spreads_count_what_never_came() -> None:
+    assert Spread.of([3, 1, 2]) == Spread(2, 1, 3)
+    assert Spread.of([3, 1, None]) == Spread(3, 1, None)
+    assert Spread.of([3, None, None]) == Spread(None, 3, None)
+    assert Spread.of([None]) == Spread(None, None, None)
+    assert Spread.of([3, None]) == Spread(None, 3, None)
+    assert Spread.of([0.5, None, 0.7], absent=-np.inf) == Spread(0.5, None, 0.7)
+    assert Spread(4, 2, None).under(8) == Spread(2, None, 4)
+    assert Spread(4, 2, 8).under(None) == Spread(None, None, None)
+
+
+def test_a_row_has_the_right_numbers() -> None:
+    found = results_of({REFERENCE: [14.0, 16.0, 15.0], "slow": [12.0, 18.0, None], "fast": [5.5, 6.0, 10.0]})
+    assert [row.method for row in found.rows] == ["fast", "slow"]
+    fast, slow = found.rows
+    assert found.reference.seconds == Spread(15.0, 14.0, 16.0)
+    assert found.reference.speedup.median == 1.0
+    assert fast.seconds == Spread(6.0, 5.5, 10.0)
+    assert fast.speedup == Spread(2.5, 1.5, 15 / 5.5)
+    assert fast.share == 0.5
+    assert (slow.seeds, slow.reached) == (3, 2)
+    assert slow.seconds == Spread(18.0, 12.0, None)
+    assert slow.speedup == Spread(15 / 18, None, 15 / 12)
+    assert fast.waste.median == pytest.approx(0.2)  # 2000 of 2500 computed samples were merged
+    assert fast.utilisation.median == 0.75
+    assert (fast.target_down.median, fast.target_up.median) == (10_000, 4_000)
+    assert (fast.bytes_down.median, fast.bytes_up.median) == (20_000, 8_000)
+    assert fast.accuracy == Spread(0.9, 0.9, 0.9)
+    assert fast.staleness.median == 1.5
+    assert fast.total_seconds.median == 20.0
+
+
+def test_the_best_rate_is_the_soonest_then_the_most_accurate_then_the_lowest() -> None:
+    def one(rate: float, reach: float | None, accuracy: float | None = None) -> Outcome:
+        return outcome(Trial("m", rate, 0), reach=reach, accuracy=accuracy)
+
+    assert best_rate([one(0.1, 9.0), one(0.2, 8.0), one(0.4, None)], 0.8) == 0.2
+    assert best_rate([one(0.1, None, 0.6), one(0.2, None, 0.7)], 0.8) == 0.2
+    assert best_rate([one(0.2, 8.0), one(0.1, 8.0)], 0.8) == 0.1
+    failed = outcome(Trial("m", 0.9, 0), reach=None, failed="training stopped: nan", accuracy=0.1)
+    assert best_rate([failed, one(0.2, None, 0.3)], 0.8) == 0.2
+
+
+def cells(found: Results, method: str) -> dict[str, str]:
+    """A method's row as text."""
+    row = next(row for row in (*found.rows, found.reference) if row.method == method)
+    return {column.title: column.cell(row, found, Units.of(found)) for column in COLUMNS}
+
+
+def test_the_table_says_what_was_never_reached() -> None:
+    found = results_of({REFERENCE: [15.0, 15.0], "never": [None, None], "half": [5.0, None], "both": [5.0, 7.0]})
+    assert cells(found, "both")["time to target"] == "6 s (5–7)"
+    assert cells(found, "both")["speed-up"] == "2.50× (2.14–3.00)"
+    assert cells(found, "both")["of ideal"] == "50 %"
+    assert cells(found, "both")["to workers"] == "10 kB (of 20 kB)"
+    assert cells(found, "half")["time to target"] == "never (5 s in 1 of 2 seeds)"
+    assert cells(found, "never")["time to target"] == "never"
+    assert cells(found, "never")["speed-up"] == "–"
+    assert cells(found, REFERENCE)["back"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("methods", "phrases"),
+    [
+        (
+            {REFERENCE: [15.0], "a": [5.0], "b": [9.0]},
+            ("a reached 80 % in 5 s, 3.0 times sooner than the best single machine; that is 60 % of", "10 kB", "4 kB"),
+        ),
+        ({REFERENCE: [15.0, 16], "a": [5.0, 7.0], "b": [6.5, 8.0]}, ("b may be as fast",)),
+        ({REFERENCE: [5.0], "a": [9.0]}, ("No method was sooner", "80 % in 5 s; the nearest was a, in 9 s")),
+        ({REFERENCE: [None], "a": [9.0]}, ("a reached 80 % in 9 s; the best single machine never did",)),
+        ({REFERENCE: [5.0], "a": [None]}, ("No method reached 80 %", "a came closest, with 70.0 %", "did, in 5 s")),
+        ({REFERENCE: [15.0] * 3, "a": [5.0, 6.0, None]}, ("Only 2 of 3 seeds reached it",)),
+    ],
+)
+def test_the_headline(methods: dict[str, list[float | None]], phrases: tuple[str, ...]) -> None:
+    text = headline(results_of(methods))
+    for phrase in phrases:
+        assert phrase in text
+
+
+# Which trials follow, and what survives
+
+
+@pytest.fixture
+def performed(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
+    """The trials that were run, none of them really."""
+    run: list[Trial] = []
+
+    def pretend(asked: Question, trial: Trial, make: object, cache: Path) -> Outcome:
+        run.append(trial)
+        reach = {"parallel-sgd": 12.0, "downpour": 8.0, REFERENCE: 19.0}[trial.method] / (1 + trial.rate)
+        return outcome(trial, asked.hash, reach=reach + trial.seed / 10)
+
+    monkeypatch.setattr(comparing, "perform", pretend)
+    monkeypatch.setattr(comparing, "rehearse", lambda *arguments: None)
+    return run
+
+
+def fake(seed: int) -> tp.Experiment:
+    """What the fakes never look at."""
+    raise AssertionError
+
+
+def test_the_grid_has_one_seed_and_the_best_rate_has_all(performed: list[Trial], tmp_path: Path) -> None:
+    asked = question(seeds=(3, 4, 5), rates=(0.1, 0.2, 0.3))
+    found = compare(asked, tmp_path / "c", make=fake)
+    assert len(performed) == asked.trials == 3 * 5
+    for label in asked.labels:
+        mine = {(trial.rate, trial.seed) for trial in performed if trial.method == label}
+        assert mine == {(0.1, 3), (0.2, 3), (0.3, 3), (0.3, 4), (0.3, 5)}  # the highest rate is the soonest here
+    assert [row.rate for row in found.rows] == [0.3, 0.3]
+    assert found.rows[0].method == "downpour"
+    assert [point.rate for point in found.rows[0].grid] == [0.1, 0.2, 0.3]
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(
+    performed: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare(question(), tmp_path / "whole", make=fake)
+    everything = performed.copy()
+    performs = comparing.perform
+
+    def breaks(*arguments: Any) -> Outcome:
+        if len(performed) == 4:
+            raise KeyboardInterrupt
+        return performs(*arguments)
+
+    performed.clear()
+    monkeypatch.setattr(comparing, "perform", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        compare(question(), tmp_path / "broken", make=fake)
+    assert len(list((tmp_path / "broken" / TRIALS).iterdir())) == 4
+    assert not (tmp_path / "broken" / RESULTS).exists()
+    monkeypatch.setattr(comparing, "perform", performs)
+    assert compare(question(), tmp_path / "broken", make=fake) == whole
+    assert sorted(performed, key=str) == sorted(everything, key=str)  # each once
+    assert (tmp_path / "broken" / RESULTS).read_bytes() == (tmp_path / "whole" / RESULTS).read_bytes()
+    performed.clear()
+    assert compare(question(), tmp_path / "broken", make=fake) == whole
+    assert performed == []
+
+
+def test_a_folder_answers_one_question(performed: list[Trial], tmp_path: Path) -> None:
+    compare(question(), tmp_path / "c", make=fake)
+    with pytest.raises(RunError, match=r"answers another question: target was 0\.8 and is 0\.85"):
+        compare(question(target=0.85), tmp_path / "c", make=fake)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds no comparison"):
+        compare(question(), tmp_path / "other", make=fake)
+    path = next((tmp_path / "c" / TRIALS).iterdir())
+    path.write_text("{")
+    with pytest.raises(RunError, match="is damaged, remove it"):
+        compare(question(), tmp_path / "c", make=fake)
+    path.write_bytes(msgspec.json.encode(outcome(Trial("downpour", 0.1, 0), "another")))
+    with pytest.raises(RunError, match="answers another question than"):
+        outcomes(tmp_path / "c", question())
+
+
+def test_other_code_is_not_mixed_in(performed: list[Trial], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"begun with trainpool 0\.0\.1"):
+        compare(question(version="0.0.1"), tmp_path / "a", make=fake)
+    file = tmp_path / "mine.py"
+    file.write_text("experiment = 1")
+    asked = question(experiment=f"{file}:experiment")
+    compare(asked, tmp_path / "b", make=fake)
+    file.write_text("experiment = 2")
+    compare(asked, tmp_path / "b", make=fake)  # finished: nothing is trained any more
+    next((tmp_path / "b" / TRIALS).iterdir()).unlink()
+    with pytest.raises(RunError, match=r"mine\.py:experiment has changed since"):
+        compare(asked, tmp_path / "b", make=fake)
+    trace = tmp_path / "trace.csv"
+    trace.write_text("worker,time,event,value\na,0,join,100\nb,0,join,50\n")
+    asked = question(machines=Machines(workers=0, spread=1.0, trace=str(trace)))
+    assert asked.capacity == Capacity(150.0, 100.0)
+    trace.write_text("worker,time,event,value\na,0,join,100\n")
+    with pytest.raises(RunError, match=r"trace\.csv has changed since"):
+        compare(asked, tmp_path / "d", make=fake)

@@ -1,0 +1,60 @@
+"""A few dozen of the random runs of `scripts/fuzz`, and that it finds what it looks for."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainpool.coordinator import Coordinator
+from trainpool.pace import Pace
+
+FUZZ: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "fuzz.py"))
+
+
+def check(seeds: range) -> None:
+    for seed in seeds:
+        FUZZ["check"](seed)
+
+
+@pytest.mark.parametrize("first", range(0, 60, 10))
+def test_what_must_always_hold_holds(first: int) -> None:
+    check(range(first, first + 10))
+
+
+def uncounted(self: Coordinator, worker: str) -> None:
+    """Drops what a worker held, and keeps no account of it."""
+    for lease in list(self.units.held.get(worker, ())):
+        self.drop(lease)
+        self.units.drop(lease)
+
+
+def forgetful(self: Coordinator, *saved: Any) -> None:
+    """Restores all but the speeds."""
+    restore(self, *saved)
+    self.memory.pace = Pace()
+
+
+def pushing(self: Coordinator, worker: str) -> None:
+    """Takes a worker that has a task for an idle one."""
+    self.memory.workers[worker] = "busy"
+
+
+restore = Coordinator.restore
+
+
+@pytest.mark.parametrize(
+    ("method", "broken", "message"),
+    [
+        ("lose", uncounted, "Ledger"),
+        ("restore", forgetful, "after a save and a restore"),
+        ("busy", pushing, "had not asked"),
+    ],
+)
+def test_a_broken_coordinator_is_found_out(
+    method: str, broken: Callable[..., Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Coordinator, method, broken)
+    with pytest.raises(AssertionError, match=message):
+        check(range(60))
