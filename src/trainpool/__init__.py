@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from trainpool.errors import ConfigError, DataError, ModelError, RunError, TrainpoolError
     from trainpool.experiment import Experiment, Normalize
     from trainpool.messages import Recipe
+    from trainpool.pools.fleet import fleet
     from trainpool.pools.local import LocalPool
+    from trainpool.pools.simulated import SimulatedPool
     from trainpool.strategies import (
         ADMM,
         DCASGD,
@@ -63,8 +65,10 @@ PLACES = {
     "Ringmaster": "strategies",
     "RunError": "errors",
     "Serial": "strategies",
+    "SimulatedPool": "pools.simulated",
     "StalenessAware": "strategies",
     "TrainpoolError": "errors",
+    "fleet": "pools.fleet",
     "resume": "training",
     "train": "training",
 }
@@ -94,8 +98,10 @@ __all__ = [
     "Ringmaster",
     "RunError",
     "Serial",
+    "SimulatedPool",
     "StalenessAware",
     "TrainpoolError",
+    "fleet",
     "resume",
     "train",
 ]

@@ -6,6 +6,7 @@ from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -129,7 +130,9 @@ class Display:
     def panel(self, drive: Drive) -> Group:
         """The live picture."""
         coordinator, memory = drive.coordinator, drive.coordinator.memory
-        bar = ProgressBar(total=coordinator.plan.budget, completed=coordinator.samples, width=60)
+        bar = Padding(
+            ProgressBar(total=coordinator.plan.budget, completed=coordinator.samples, width=60), 0
+        )  # ends its line
         workers = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for column in ("worker", "samples/s", "task", "staleness"):
             workers.add_column(column, justify="left" if column == "worker" else "right")
@@ -148,4 +151,4 @@ class Display:
         rest = [Text(f"and {more} more", style="dim")] if more > 0 else []
         note = [Text(self.note, style="yellow")] if self.note else []
         facts = [Text("  ".join(line)) for line in (self.progress(drive), self.quality(drive))]
-        return Group(Text(self.title, style="bold"), bar, *facts, workers, *rest, *note)
+        return Group(Text(self.title, style="bold"), Padding(bar), *facts, workers, *rest, *note)
