@@ -6,9 +6,12 @@
 3. Merging an update into 25 million parameters, per strategy, against `numpy.copyto` on the same arrays, both as
    bytes a second, counting the bytes that the rule must touch.
 4. Start-up: `import trainpool` and `trainpool --help`.
+5. Events a second of a simulation without training, on one core, and its memory with 100,000 machines.
 """
 
 import argparse
+import gc
+import json
 import os
 import statistics
 import subprocess
@@ -29,8 +32,15 @@ from trainpool import models, strategies, training
 from trainpool.experiment import Normalize
 from trainpool.kernels.torch import TorchKernel, vector_of
 from trainpool.messages import Recipe, Task, Update
+from trainpool.pools.fleet import fleet
 from trainpool.pools.local import KEEP_MEMORY, cores
+from trainpool.pools.timing import timing
 from trainpool.strategies import Plan
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 ROWS: list[tuple[str, str, str, str]] = []
 
@@ -221,15 +231,38 @@ def start_up(runs: int) -> None:
         row(" ".join(["python", *arguments]), f"{seconds:.2f} s", aim)
 
 
+def simulate(machines: int) -> tuple[float, float]:
+    """Events a second of a run on so many unequal machines that come and go, and the process's memory in GB."""
+    gc.disable()  # millions of small objects without a cycle
+    result = timing(strategies.Downpour(steps=5, warm_start=0.0), fleet(machines, spread=8, churn=0.1), steps=20)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 if resource else float("nan")
+    return result.events / result.real, memory
+
+
+def simulation(runs: int) -> None:
+    """Point 5, each in a fresh interpreter."""
+    for machines in (1000, 100_000):
+        found = []
+        for _ in range(runs if machines < 10_000 else 1):
+            command = [sys.executable, __file__, "--machines", str(machines)]
+            found.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+        rate, memory = (statistics.median(column) for column in zip(*found, strict=True))
+        row(f"events a second, {machines:,} machines", f"{rate:,.0f}", ">= 100,000", f"{memory:.2f} GB, aim below 2 GB")
+
+
 def main() -> None:
     """Measure, then print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
-    parser.add_argument("--only", choices=("kernel", "runs", "merge", "start"), help="one point alone")
+    parser.add_argument("--only", choices=("kernel", "runs", "merge", "start", "simulation"), help="one point alone")
     parser.add_argument(
         "--measure", nargs=2, metavar=("SIDE", "CASE"), help="one measurement, for this script's own use"
     )
+    parser.add_argument("--machines", type=int, help="one simulation, for this script's own use")
     options = parser.parse_args()
+    if options.machines:
+        print(json.dumps(simulate(options.machines)))
+        return
     if options.measure:
         print(measure(*options.measure))
         return
@@ -246,6 +279,8 @@ def main() -> None:
         merging(5 if options.quick else 9, 25_000_000)
     if options.only in (None, "start"):
         start_up(5 if options.quick else 11)
+    if options.only in (None, "simulation"):
+        simulation(3 if options.quick else 5)
     table = Table(title="trainpool's speed")
     for column in ("what", "measured", "aim", "detail"):
         table.add_column(column)

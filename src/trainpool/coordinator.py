@@ -52,6 +52,8 @@ __all__ = ["Coordinator", "Ledger", "Memory"]
 
 COPIED = 64
 """Units still out, at most, when idle workers begin to look for one to copy: the last of a round."""
+COPIERS = 8
+"""Idle workers, the longest idle first, that look at a time."""
 
 
 @dataclass(slots=True)
@@ -330,14 +332,15 @@ class Coordinator:
         """
         commands: list[Command] = []
         pace = self.memory.pace
-        lonely = [leases[0] for shard, leases in self.units.live.items() if len(leases) == 1 and shard in wanted]
-        for worker in list(islice(self.memory.idle, COPIED)):
-            for lease in sorted(lonely, key=lambda lease: lease.task.id):
-                own, others = (pace.expected(name, lease.task.steps) for name in (worker, lease.worker))
+        alone = [leases[0] for shard, leases in self.units.live.items() if len(leases) == 1 and shard in wanted]
+        durations = {lease.task.id: pace.expected(lease.worker, lease.task.steps) for lease in alone}
+        for worker in list(islice(self.memory.idle, COPIERS)):
+            for lease in sorted(alone, key=lambda lease: lease.task.id):
+                own, others = pace.expected(worker, lease.task.steps), durations[lease.task.id]
                 if own is None or others is None:
                     continue
                 if now > lease.since + 2 * others or now + 2 * own < lease.since + others:
-                    lonely.remove(lease)
+                    alone.remove(lease)
                     self.memory.copies += 1
                     commands.append(self.lease(worker, lease.task.shard, now))
                     break

@@ -17,7 +17,7 @@ is weighted by samples, the same thing for the paper's equal shards; the local o
 so at one step a task the method is large-batch plain SGD whatever the momentum.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -57,6 +57,24 @@ class State:
     early: dict[ShardId, Early]
 
 
+class Missing(Collection[ShardId]):
+    """The shards that a round still misses: a view of its state."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def __contains__(self, shard: object) -> bool:
+        place = self.state.plan.places.get(shard, -1)  # type: ignore[call-overload]
+        return bool(place >= self.state.turn) and shard not in self.state.early
+
+    def __len__(self) -> int:
+        return len(self.state.plan.shards) - self.state.turn - len(self.state.early)
+
+    def __iter__(self) -> Iterator[ShardId]:
+        shards = self.state.plan.shards
+        return (shards[i].id for i in range(self.state.turn, len(shards)) if shards[i].id not in self.state.early)
+
+
 @dataclass(frozen=True)
 class ParallelSGD:
     """Train side by side, then average: once as published, or in rounds as networks need."""
@@ -80,9 +98,7 @@ class ParallelSGD:
 
     def wanted(self, state: State) -> Collection[ShardId]:
         """The shards that this round still misses."""
-        if state.version == state.rounds:
-            return ()
-        return [shard.id for shard in state.plan.shards[state.turn :] if shard.id not in state.early]
+        return () if state.version == state.rounds else Missing(state)
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """The round's parameters, for the shard's equal share of its steps."""
@@ -91,7 +107,8 @@ class ParallelSGD:
 
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Add to the round's sum; average when it is complete."""
-        early = {**state.early, shard: Early(update.delta, update.samples)}
+        early = state.early
+        early[shard] = Early(update.delta, update.samples)
         samples, turn = state.samples, state.turn
         while turn < len(state.plan.shards) and (item := early.pop(state.plan.shards[turn].id, None)):
             add(state.total, item)

@@ -50,6 +50,11 @@ class Plan:
         return {shard.id: shard for shard in self.shards}
 
     @cached_property
+    def places(self) -> Mapping[ShardId, int]:
+        """Each shard's place in the plan's order."""
+        return {shard.id: place for place, shard in enumerate(self.shards)}
+
+    @cached_property
     def budget(self) -> int:
         """Samples that the run trains, counting each pass."""
         return sum(shard.steps * shard.batch for shard in self.shards)
