@@ -310,11 +310,13 @@ class Coordinator:
         shards: list[ShardId] = []
         while len(shards) < len(memory.idle) and (shard := self.units.take(wanted, self.state.version)) is not None:
             shards.append(shard)
-        # The fastest workers first: the least trained shards go to those who train them furthest.
-        workers = list(memory.idle)
-        if len(workers) > 1:
-            workers = heapq.nsmallest(len(shards), workers, key=self.slowness)
-        commands: list[Command] = [self.lease(*pair, now) for pair in zip(workers, shards, strict=False)]
+        commands: list[Command] = []
+        if shards:
+            # The fastest workers first: the least trained shards go to those who train them furthest.
+            workers = list(memory.idle)
+            if len(workers) > 1:
+                workers = heapq.nsmallest(len(shards), workers, key=self.slowness)
+            commands += [self.lease(*pair, now) for pair in zip(workers, shards, strict=False)]
         if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
             commands += self.speculate(wanted, now)
         return commands

@@ -24,7 +24,7 @@ from trainpool.errors import RunError
 from trainpool.events import Send
 from trainpool.kernels.protocol import Arrays, Kernel, KernelError
 from trainpool.messages import Report, ShardId, Task
-from trainpool.pools.local import STILLBIRTHS, Process, cores, last_words, recalibrated
+from trainpool.pools.local import STILLBIRTHS, Process, last_words, recalibrated
 from trainpool.pools.protocol import Evaluated, Job
 from trainpool.vector import Vector, chunks
 from trainpool.worker import Answer, Broken, Done, Evaluate, Measured, Ready, Run, Setup, Stillborn
@@ -100,9 +100,9 @@ class Inline:
 class Processes:
     """Worker processes of one thread each, which may do any work."""
 
-    def __init__(self, job: Job, count: int) -> None:
-        """Start `count` processes; 0 means one a core."""
-        self.job, self.count = job, count or cores()
+    def __init__(self, job: Job, count: int, device: str = "auto") -> None:
+        """Start `count` processes, on PyTorch's `device` of that name."""
+        self.job, self.count, self.device = job, count, device
         shared = Path("/dev/shm")
         self.folder = Path(tempfile.mkdtemp(prefix="trainpool-", dir=shared if shared.is_dir() else None))
         self.inbox: queue.SimpleQueue[tuple[Process, Answer | None]] = queue.SimpleQueue()
@@ -124,7 +124,7 @@ class Processes:
             shards=str(self.job.shards),
             memory=str(self.folder / f"p{self.started}"),
             threads=1,
-            device="auto",
+            device=self.device,
             number=number,
             polite=False,
             path=sys.path,

@@ -7,10 +7,9 @@ upload; then its answer arrives and the worker asks again. With `fidelity="real"
 really trained, on all cores; with `"timing"` nothing is, and only the schedule, the bytes and the waste are real.
 
 Virtual time, never the clock of this machine, decides what happens when: the same arguments give the same events and
-the same bits, for any number of processes.
+the same bits, for any number of processes. (A GPU's own bits may differ from run to run.)
 
-- A machine that **crashes** says nothing: its answer never comes, and the coordinator learns of it from a deadline, or
-  when the worker is back and asks.
+- A machine that **crashes** says nothing: the coordinator learns of it from a deadline, or when the worker asks again.
 - A machine that **leaves** says so. Before that it hands in the steps it has, where the task is `partial`, or the
   answer that it was about to send, unless sending would outlast its absence.
 """
@@ -55,6 +54,7 @@ class SimulatedPool:
         *,
         fidelity: Literal["real", "timing"] = "real",
         processes: int = 0,
+        device: str = "auto",
         size: int = 0,
         tick: float = 5.0,
         spans: int = 100_000,
@@ -67,7 +67,8 @@ class SimulatedPool:
         Args:
             workers: a fleet, or its machines where they are always there.
             fidelity: `real` trains every task whose answer arrives, `timing` none.
-            processes: that train; 0 means one a core. They change no result.
+            processes: that train; 0 means one a core. On CPUs their number changes no bit.
+            device: where they do: PyTorch's name of it, or `auto`, which shares out the GPUs where there are some.
             size: bytes that a model counts as; 0 means its own, of which `timing` has none.
             tick: virtual seconds between the coordinator's looks at deadlines while tasks are out.
             spans: how many spans to keep for a plot, from the start on; `timing` keeps none.
@@ -90,7 +91,8 @@ class SimulatedPool:
         if fidelity == "timing" and kernel is not None:
             raise ConfigError("fidelity='timing' trains nothing: leave out the kernel")
         self.workers = n = len(self.fleet)
-        self.fidelity, self.processes, self.size, self.tick = fidelity, processes, size, tick
+        self.fidelity, self.size, self.tick = fidelity, size, tick
+        self.processes, self.device = processes, device
         self.room = spans if fidelity == "real" else 0
         self.inline = None if kernel is None or shards is None else Inline(kernel, shards, test)
         self.names = self.fleet.names or tuple(f"w{i}" for i in range(n))
@@ -121,8 +123,7 @@ class SimulatedPool:
         """Whether it says goodbye only after the answer that it is about to send."""
         self.held = [False] * n
         """Whether the coordinator, for all it knows, is owed an answer."""
-        self.out = self.present = 0
-        """How many answers it is owed, and how many machines are there."""
+        self.out = 0  # how many answers it is owed
         self.ticking = False
         self.barren = 0
         """Things that happened in a row while nobody had a task."""
@@ -140,7 +141,7 @@ class SimulatedPool:
         elif job is not None:
             # Never more processes than there can be work for: a task a machine, and an evaluation.
             count = min(self.processes or cores(), self.workers + 1)
-            self.trainer = Trainer(Processes(job, count), testable=job.test is not None)
+            self.trainer = Trainer(Processes(job, count, self.device), testable=job.test is not None)
         else:
             raise ConfigError("fidelity='real' needs a kernel and shards, or a job as `train` makes it")
         for i, stay in enumerate(self.stay):
@@ -204,8 +205,9 @@ class SimulatedPool:
             # Only ticks are left: they may still hand a unit that is overdue to a worker that waits.
             stuck = stuck or self.out == 0 or self.account.resting == 0
         if stuck:
+            there = self.workers - self.account.arrived.count(None)
             raise RunError(
-                f"nothing can happen any more after {self.time:g} virtual seconds: {self.present} of {self.workers} "
+                f"nothing can happen any more after {self.time:g} virtual seconds: {there} of {self.workers} "
                 f"machines are there, {self.out} tasks unanswered; let machines of the fleet stay or come back"
             )
 
@@ -217,7 +219,6 @@ class SimulatedPool:
         self.leaves[i], self.silent[i] = stay.end, stay.crash
         if stay.end < math.inf:
             self.plan(stay.end, DEPART, i)
-        self.present += 1
         self.account.arrived[i] = self.time
         self.account.rest(i, self.time)
         self.release(i)
@@ -228,7 +229,6 @@ class SimulatedPool:
         stay = self.stay[i]
         if stay is not None:
             self.plan(stay.start, JOIN, i)
-        self.present -= 1
         self.account.leave(i, self.time)
         self.account.note(i, self.time, math.inf if stay is None else stay.start, "away")
         if self.silent[i] or self.staying[i]:
