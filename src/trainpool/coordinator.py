@@ -313,7 +313,8 @@ class Coordinator:
         commands: list[Command] = []
         if shards:
             # The fastest workers first: the least trained shards go to those who train them furthest.
-            workers = list(memory.idle)
+            # Of very many idle ones, those who wait longest: a look at all, for one shard, would cost too much.
+            workers = list(islice(memory.idle, 64 + 4 * len(shards)))
             if len(workers) > 1:
                 workers = heapq.nsmallest(len(shards), workers, key=self.slowness)
             commands += [self.lease(*pair, now) for pair in zip(workers, shards, strict=False)]
