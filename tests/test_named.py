@@ -39,7 +39,9 @@ class Publisher:
             pixels = bytes(i % 256 for i in range(samples * 4))
             contents += [struct.pack(">HBB3I", 0, 8, 3, samples, 2, 2) + pixels]
             contents += [struct.pack(">HBBI", 0, 8, 1, samples) + bytes(i % 3 for i in range(samples))]
-        self.data = {file.name: gzip.compress(content) for file, content in zip(FASHION, contents, strict=True)}
+        self.data = {
+            file.name: gzip.compress(content, mtime=0) for file, content in zip(FASHION, contents, strict=True)
+        }
         self.files = tuple(
             Remote(file.name, len(self.data[file.name]), hashlib.sha256(content).hexdigest())
             for file, content in zip(FASHION, contents, strict=True)
@@ -98,7 +100,7 @@ def test_fashion_mnist_from_the_system_or_a_file_address(tmp_path: Path) -> None
     ("failure", "why"),
     [
         (OSError("no route"), "no route"),
-        (gzip.compress(b"other"), "what came has a wrong SHA-256"),
+        (gzip.compress(b"other", mtime=0), "what came has a wrong SHA-256"),
         (b"<html>", "Not a gzipped file"),
     ],
 )
@@ -117,7 +119,7 @@ def test_fashion_mnist_out_of_reach(tmp_path: Path, failure: Any, why: str) -> N
         fashion(publisher, tmp_path)
 
 
-@pytest.mark.parametrize("bad", [b"", b"junk", gzip.compress(b"other"), None])
+@pytest.mark.parametrize("bad", [b"", b"junk", gzip.compress(b"other", mtime=0), None])
 def test_fashion_mnist_damaged(tmp_path: Path, bad: bytes | None) -> None:
     publisher = Publisher()
     path = publisher.write(tmp_path / "fashion-mnist") / FASHION[2].name
