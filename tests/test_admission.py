@@ -18,13 +18,15 @@ def task(steps: int = 4) -> Task:
     return Task(id=1, version=0, shard="ab", recipe=Recipe(), seed=0, offset=0, steps=steps, batch=3)
 
 
-def judge(admission: Admission, length: float = 1.0, *, steps: int = 4, **change: Any) -> str | None:
+def judge(
+    admission: Admission, length: float = 1.0, *, steps: int = 4, worker: str = "", alone: bool = False, **change: Any
+) -> str | None:
     """The verdict on an answer whose delta has that norm."""
     report = Report(task=1, steps=steps, samples=3 * steps, loss=0.5, seconds=1.0)
     arrays = {"delta": np.full(4, length / 2, np.float32), "buffers": np.zeros(2, np.float32)}
     arrays |= {name: change.pop(name) for name in list(change) if name in arrays}
     report = msgspec.structs.replace(report, **change)
-    return admission.judge(task(steps), report, arrays["delta"], arrays["buffers"], LAYOUT)
+    return admission.judge(task(steps), report, arrays["delta"], arrays["buffers"], LAYOUT, worker=worker, alone=alone)
 
 
 def ones(size: int, value: float = 0.5, place: int = 0) -> np.ndarray:
@@ -127,3 +129,22 @@ def test_updates_that_move_nothing_set_no_limit() -> None:
         assert judge(admission, 0.0) is None
     assert judge(admission) is None
     assert len(admission.norms) == 1
+
+
+def test_a_long_answer_is_believed_when_another_worker_finds_the_same() -> None:
+    admission = Admission()
+    for _ in range(ENOUGH):
+        judge(admission, worker="a")
+    assert judge(admission, 100.0, worker="a") is not None
+    assert judge(admission, 100.0, worker="a") is not None, "a worker is no witness for itself"
+    assert judge(admission, 1000.0, worker="b") is not None, "two that differ confirm nothing"
+    assert judge(admission, 900.0, worker="a") is None
+    assert admission.doubts == {}
+
+
+def test_a_worker_without_others_confirms_itself() -> None:
+    admission = Admission()
+    for _ in range(ENOUGH):
+        judge(admission, worker="a")
+    assert judge(admission, 100.0, worker="a", alone=True) is not None
+    assert judge(admission, 100.0, worker="a", alone=True) is None

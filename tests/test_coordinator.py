@@ -310,3 +310,22 @@ def test_what_is_no_saved_state_is_refused(tree: Any) -> None:
 def test_another_strategys_state_is_refused() -> None:
     with pytest.raises(MessageError, match="does not fit"):
         begin(Serial()).restore(*begin(ParallelSGD()).save())
+
+
+def test_a_task_whose_answer_was_doubted_goes_to_another_worker_and_is_then_believed() -> None:
+    coordinator = begin(shards=1, steps=200)
+    for worker in ("fast", "c", "slow") * 2:
+        reply(coordinator, send(coordinator, worker))
+    sent = send(coordinator, "fast")
+    assert coordinator.handle(Asked("c"), 2.0) == [Wait("c")]
+    rejected, again = reply(coordinator, sent, delta=np.full(3, 50.0, np.float32))
+    assert isinstance(rejected, Rejected)
+    assert isinstance(again, Send)
+    assert again.worker == "c"
+    for worker in ("fast", "slow"):
+        assert coordinator.handle(Asked(worker), 3.0) == [Wait(worker)]
+    (again,) = coordinator.handle(Left("c"), 4.0)  # both wait, the fast one longer: but it gave the doubted answer
+    assert isinstance(again, Send)
+    assert (again.worker, again.task.offset) == ("slow", sent.task.offset)
+    accepted, *_ = reply(coordinator, again, 5.0, delta=np.full(3, 50.0, np.float32))
+    assert isinstance(accepted, Accepted)

@@ -15,7 +15,7 @@ Every pool (processes, HTTP, virtual time) is a thin shell around `handle`. Same
 
 import hashlib
 import heapq
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -233,7 +233,9 @@ class Coordinator:
         elif lease.limit is not None and staleness > lease.limit:
             reason = f"the model has moved on by {staleness} versions; {lease.limit} are allowed"
             memory.rejected += 1
-        elif reason := memory.admission.judge(task, report, delta, buffers, self.layout):
+        elif reason := memory.admission.judge(
+            task, report, delta, buffers, self.layout, worker=worker, alone=len(memory.workers) == 1
+        ):
             memory.rejected += 1
             stopping = self.miss(reason)
         base = self.drop(lease)
@@ -316,11 +318,20 @@ class Coordinator:
             # Of very many idle ones, those who wait longest: a look at all, for one shard, would cost too much.
             workers = list(islice(memory.idle, 64 + 4 * len(shards)))
             if len(workers) > 1:
-                workers = heapq.nsmallest(len(shards), workers, key=self.slowness)
-            commands += [self.lease(*pair, now) for pair in zip(workers, shards, strict=False)]
+                workers = heapq.nsmallest(len(shards) + 1, workers, key=self.slowness)
+            commands += [self.lease(*pair, now) for pair in self.matched(workers, shards)]
         if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
             commands += self.speculate(wanted, now)
         return commands
+
+    def matched(self, workers: list[WorkerId], shards: list[ShardId]) -> Iterator[tuple[WorkerId, ShardId]]:
+        """Workers and shards in their order; but whose answer is doubted does not get the same task again."""
+        doubts = self.memory.admission.doubts
+        for place, shard in enumerate(shards):
+            doubt = doubts.get(shard)
+            if doubt is not None and workers[place] == doubt.worker and place + 1 < len(workers):
+                workers[place], workers[place + 1] = workers[place + 1], workers[place]
+            yield workers[place], shard
 
     def slowness(self, worker: WorkerId) -> float:
         """Seconds a step; endless where it is unknown."""

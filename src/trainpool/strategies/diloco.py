@@ -29,7 +29,7 @@ from typing import ClassVar
 from trainpool.messages import Count, Fraction, Positive
 from trainpool.strategies.outer import Outer
 from trainpool.strategies.protocol import Plan
-from trainpool.strategies.reducer import Average, Preset, Reducer
+from trainpool.strategies.reducer import Average, Preset, Reducer, Weights
 
 __all__ = ["DiLoCo"]
 
@@ -51,13 +51,16 @@ class DiLoCo(Preset):
     average: Average = "mean"
     """Whether deltas are averaged (`mean`), or their directions and norms apart (`rda`)."""
 
+    weights: Weights = "uniform"
+    """n_i: whether deltas count the same, or as the samples that they were trained on."""
+
     def reducer(self, plan: Plan) -> Reducer:
-        """Rounds of equal weights, and the Nesterov step."""
+        """Rounds, and the Nesterov step."""
         outer = Outer("nesterov", self.learning_rate, self.momentum)
         return Reducer(
             steps=self.steps,
             flexible=self.flexible,
-            weights="uniform",
+            weights=self.weights,
             average=self.average,
             outer=outer,
         )
