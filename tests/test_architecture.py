@@ -18,6 +18,7 @@ LEVELS = {
     **dict.fromkeys(("strategies", "data", "admission", "statistics", "pace", "wire"), 1),
     "coordinator": 2,
     "units": 2,
+    "auto": 4,
     **dict.fromkeys(("journal", "kernels", "pools", "drive", "worker", "models"), 3),
     **dict.fromkeys(("experiment", "record", "plots", "display", "config", "training", "cli"), 4),
     **dict.fromkeys(("machines", "trial", "question", "crew", "compare", "results", "tables", "screen"), 4),

@@ -79,7 +79,8 @@ def test_a_folder_of_images_trains(cache: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("train", "--strategy", "downpor"), "did you mean 'downpour'?"),
-        (("train", "--set", "rho=1"), "parallel-sgd has no setting 'rho'"),
+        (("train", "--set", "rho=1"), "auto chooses the settings itself; to set rho, name the strategy"),
+        (("train", "--strategy", "parallel-sgd", "--set", "rho=1"), "parallel-sgd has no setting 'rho'"),
         (("train", "--strategy", "admm", "--set", "rho=much"), "admm: Expected `float`, got `str` - at `$.rho`"),
         (("train", "--strategy", "admm", "--set", "rho"), "--set takes name=value"),
         (("train", "--strategy", "admm", "--set", "rho=-1"), "rho must be above 0"),

@@ -45,7 +45,7 @@ def train(
     model: options.Model = "cnn",
     loss: options.Loss = "cross-entropy",
     norm: options.Norm = None,
-    strategy: options.StrategyName = "parallel-sgd",
+    strategy: options.StrategyName = "auto",
     settings: options.Settings = None,
     workers: Annotated[int, typer.Option(help="Worker processes; 0 is one a core.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads a worker; 0 divides the cores.")] = 0,
@@ -71,9 +71,9 @@ def train(
 ) -> None:
     """Train a model and leave metrics, a plot and the model in a folder."""
     with polite(debug):
-        from trainpool import strategies
+        from trainpool import auto
 
-        method = strategies.build(strategy, options.pairs(settings, "--set"))
+        method = auto.named(strategy, options.pairs(settings, "--set"))
         chosen = options.recipe_of(recipe, learning_rate, batch_size)
         options.needs_torch()
         from trainpool import training
@@ -141,9 +141,16 @@ def strategies(
     with polite(debug):
         import inspect
 
+        from trainpool import auto
         from trainpool import strategies as methods
         from trainpool.errors import ConfigError, did_you_mean
 
+        if name in (None, auto.AUTO):
+            typer.secho(f"{auto.AUTO}  ", bold=True, nl=False)
+            text = inspect.cleandoc(auto.__doc__ or "").partition(": ")[2]
+            typer.echo(f"Chooses t{text[1:]}" if name else "Chooses one of these, and its settings, by the machines.\n")
+        if name == auto.AUTO:
+            return
         kinds = methods.discover()
         if name is not None and name not in kinds:
             raise ConfigError(f"no strategy {name!r}{did_you_mean(name, kinds)}; there are {', '.join(kinds)}")

@@ -20,7 +20,9 @@ Data = Annotated[str, typer.Option(help="fashion-mnist, digits, or a folder of i
 Model = Annotated[str, typer.Option(help="cnn, resnet20, mlp or logistic.")]
 Loss = Annotated[str, typer.Option(help="cross-entropy, half-squared-error or mse.")]
 Norm = Annotated[str | None, typer.Option(help="Of resnet20: group or batch.")]
-StrategyName = Annotated[str, typer.Option(help="How updates are merged; `trainpool strategies` lists them.")]
+StrategyName = Annotated[
+    str, typer.Option(help="How updates are merged; `trainpool strategies` lists them, auto chooses.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the strategy, as name=value; may be repeated.")
 ]

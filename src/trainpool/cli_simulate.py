@@ -65,7 +65,7 @@ def simulate(
     model: options.Model = "cnn",
     loss: options.Loss = "cross-entropy",
     norm: options.Norm = None,
-    strategy: options.StrategyName = "parallel-sgd",
+    strategy: options.StrategyName = "auto",
     settings: options.Settings = None,
     workers: Workers = 16,
     spread: Spread = 8.0,
@@ -103,10 +103,10 @@ def simulate(
     method would need on such machines.
     """
     with polite(debug):
-        from trainpool import strategies
+        from trainpool import auto
         from trainpool.errors import ConfigError
 
-        method = strategies.build(strategy, options.pairs(settings, "--set"))
+        method = auto.named(strategy, options.pairs(settings, "--set"))
         chosen = options.recipe_of(recipe, learning_rate, batch_size)
         if target is not None and not 0 < target < 1:
             raise ConfigError(f"the target is an accuracy between 0 and 1, such as 0.88, not {target:g}")

@@ -33,6 +33,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     test: Manifest | None
     cache: str
     skew: float | None = None
+    reason: str = ""
+    """Why `auto` took this strategy with these settings, where it did."""
     recalibrate: int = 0
     tensorboard: bool = False
     keep_journal: bool = False

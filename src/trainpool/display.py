@@ -35,10 +35,10 @@ def duration(seconds: float) -> str:
 class Display:
     """Follows a run on a console."""
 
-    def __init__(self, title: str, console: Console | None = None) -> None:
-        """`title` names the run; the console is standard error's by default, so that output can be piped."""
+    def __init__(self, title: str, remark: str = "", console: Console | None = None) -> None:
+        """`title` names the run, `remark` is said once; by default on standard error, so that output can be piped."""
         self.console = console or Console(stderr=True)
-        self.title = title
+        self.title, self.remark = title, remark
         self.live = Live(console=self.console, transient=True, auto_refresh=False) if self.console.is_terminal else None
         self.recent: deque[tuple[float, int]] = deque()
         self.last_line = time.monotonic()
@@ -47,6 +47,8 @@ class Display:
         self.staleness = 0
 
     def __enter__(self) -> "Display":
+        if self.remark:
+            self.console.print(self.remark, soft_wrap=True, markup=False, highlight=False)
         if self.live is not None:
             self.live.start()
         else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from trainpool import __version__, strategies
+from trainpool import __version__, auto, strategies
 from trainpool.config import source_digest
 from trainpool.errors import ConfigError
 from trainpool.machines import Machines
@@ -48,7 +48,8 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if not equals:
                 raise ConfigError(f"a strategy is given as name:key=value:key=value, not {text!r}")
             options[key] = None if value == "None" else value
-        return cls(":".join([name, *rest]), name, msgspec.to_builtins(strategies.build(name, options)))
+        strategy = auto.named(name, options)
+        return cls(":".join([name, *rest]), name, {} if isinstance(strategy, str) else msgspec.to_builtins(strategy))
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,10 +137,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """How many there will be."""
         return (1 + len(self.methods)) * (len(self.rates) + len(self.seeds) - 1)
 
-    def strategy(self, label: str) -> AnyStrategy:
-        """The strategy of the method with that label."""
+    def strategy(self, label: str) -> AnyStrategy | str:
+        """The strategy of the method with that label; `auto` is chosen when a trial begins."""
         method = next((method for method in self.methods if method.label == label), None)
-        return strategies.build(REFERENCE) if method is None else strategies.build(method.strategy, method.settings)
+        return strategies.build(REFERENCE) if method is None else auto.named(method.strategy, method.settings)
 
     def fleet(self, trial: Trial) -> Fleet:
         """The machines that a trial runs on."""

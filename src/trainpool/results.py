@@ -71,6 +71,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     seeds: int
     reached: int
     """Seeds that reached the target."""
+    reason: str
+    """What `auto` took, and why; empty for every other method."""
     failures: tuple[str, ...]
     """Why trainings stopped early, one a seed that did."""
     seconds: Spread
@@ -176,6 +178,7 @@ def row(
         grid=tuple(tunings),
         seeds=len(taken),
         reached=sum(point is not None for point in points),
+        reason=taken[0].reason,
         failures=tuple(outcome.failed for outcome in taken if outcome.failed),
         seconds=seconds,
         gap=Spread.of(outcome.gap(target) for outcome in taken),

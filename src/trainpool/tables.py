@@ -222,6 +222,7 @@ def notes(results: Results) -> list[str]:
             f"Times are coarse where evaluations came far apart: {', '.join(coarse)} between the one at the target and "
             "the one before. A smaller --evaluate-every helps."
         )
+    found += [f"{row.method} took {row.reason}." for row in rows if row.reason]
     found += [f"{row.method}: {reason}." for row in rows for reason in sorted(set(row.failures))]
     return found
 

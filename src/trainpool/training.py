@@ -18,7 +18,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from trainpool import strategies, wire
+from trainpool import auto, wire
+from trainpool.auto import AUTO
 from trainpool.config import Config, check_data, read_config, same_strategy, source_digest
 from trainpool.coordinator import Coordinator
 from trainpool.data import ImageFolderSource, default_cache, prepare, whole
@@ -35,7 +36,7 @@ from trainpool.messages import Recipe
 from trainpool.pools.local import LocalPool
 from trainpool.pools.protocol import Job, Pool
 from trainpool.record import Record, Recorder, Summary
-from trainpool.strategies import AnyStrategy, Plan
+from trainpool.strategies import AnyStrategy, Plan, name_of
 from trainpool.vector import Layout, Vector
 
 __all__ = ["Config", "Result", "Run", "begin", "carry_on", "resume", "train"]
@@ -96,7 +97,7 @@ def begin(
     experiment: Experiment,
     *,
     out: str | Path,
-    strategy: AnyStrategy | str = "parallel-sgd",
+    strategy: AnyStrategy | str = AUTO,
     recipe: Recipe | None = None,
     pool: Pool | None = None,
     epochs: float = 3,
@@ -117,7 +118,8 @@ def begin(
     Args:
         experiment: model, data and loss.
         out: the run's folder; it must be empty or not exist.
-        strategy: how updates are merged: an instance, or a name with default settings.
+        strategy: how updates are merged: an instance, or a name with default settings; `auto` chooses what suits the
+            pool, see `trainpool.auto`.
         recipe: what a worker does with a task; `Recipe()` by default.
         pool: where workers run; one process a core by default.
         epochs: passes over the training data.
@@ -137,8 +139,9 @@ def begin(
     Raises:
         TrainpoolError: one line that says what is wrong and what to do.
     """
-    method = strategies.build(strategy) if isinstance(strategy, str) else strategy
     pool = pool or LocalPool()
+    chosen, reason = recipe or Recipe(), ""
+    method = auto.named(strategy) if isinstance(strategy, str) else strategy
     if source:
         file, _, name = source.rpartition(":")
         source = f"{Path(file).resolve()}:{name}"
@@ -149,19 +152,24 @@ def begin(
         hint = f"continue it with `trainpool resume {home}`" if (home / "config.json").exists() else "it is not empty"
         raise RunError(f"{home} exists: {hint}, or choose another folder")
     train_source, test_source = experiment.sources()
+    layout = layout_of(experiment.model)
+    if isinstance(method, str):
+        batch = chosen.batch_size or max(1, len(train_source) // pool.workers)
+        choice = auto.choose(pool.conditions(batch), layout.size * dtype_of(experiment.model).itemsize)
+        method, reason = choice.strategy, choice.reason
     place = default_cache() if cache is None else Path(cache)
     count = shards or min(method.shards(pool.workers), len(train_source))
     manifest, shard_folder = prepare(train_source, count, cache=place, seed=seed, skew=skew, progress=progress)
     test = whole(test_source, cache=place)[0] if test_source is not None else None
     sample = load_shard(shard_folder, manifest.shards[0].id)
     experiment.check(sample["x"], sample["y"], manifest.classes)
-    chosen = recipe or Recipe()
     plan = Plan.of({shard.id: shard.samples for shard in manifest.shards}, chosen, epochs)
-    method.init(vector_of(experiment.model)[: layout_of(experiment.model).trainable], plan)  # refuses bad settings
+    method.init(vector_of(experiment.model)[: layout.trainable], plan)  # refuses bad settings
     config = Config(
         name=experiment.name,
-        strategy=strategies.name_of(method),
+        strategy=name_of(method),
         settings=msgspec.to_builtins(method),
+        reason=reason,
         recipe=chosen,
         epochs=epochs,
         seed=seed,
@@ -252,7 +260,7 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
         recorder = Recorder(home, tensorboard=config.tensorboard)
         observers: list[Observer] = [recorder]
         title = f"{config.name}: {config.strategy}, {pool.workers} worker{'s' if pool.workers > 1 else ''}"
-        display = Display(title)
+        display = Display(title, config.reason and f"{AUTO} chose {config.strategy} for {config.reason}")
         drive = Drive(coordinator, pool, journal, Several(observers), config.evaluate_every, elapsed)
         job = Job(
             layout=layout,

@@ -16,7 +16,7 @@ from trainpool.errors import ConfigError, RunError
 from trainpool.events import Returned, Send
 from trainpool.messages import Recipe
 from trainpool.pools.fleet import Fleet
-from trainpool.pools.protocol import Evaluated, Job, Message
+from trainpool.pools.protocol import Conditions, Evaluated, Job, Message
 from trainpool.pools.simulated import SimulatedPool
 from trainpool.pools.usage import Span
 from trainpool.record import Record
@@ -159,6 +159,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     bytes_up: int
     work: Work
     timeline: Timeline
+    reason: str = ""
+    """Why `auto` took its method and settings, where it did."""
     failed: str = ""
     """Why it stopped before its end, where it did."""
 
@@ -189,6 +191,10 @@ class Bench:
         """With `inline` this process trains, on the processor or on the GPU of that number; else one a core does."""
         self.pool = SimulatedPool(fleet)
         self.inline, self.watch, self.workers, self.samples = inline, watch, len(fleet), 0
+
+    def conditions(self, batch: int) -> Conditions:
+        """See `Pool.conditions`."""
+        return self.pool.conditions(batch)
 
     def open(self, job: Job) -> None:
         """See `Pool.open`."""
@@ -254,7 +260,7 @@ def run(
     experiment: "Experiment",
     *,
     question: str,
-    strategy: AnyStrategy,
+    strategy: AnyStrategy | str,
     recipe: Recipe,
     bench: Bench,
     **options: Any,
@@ -307,6 +313,7 @@ def run(
         bytes_down=summary["bytes_down"],
         bytes_up=summary["bytes_up"],
         work=Work.of(bench.pool),
+        reason=prepared.config.reason and f"{prepared.config.strategy} for {prepared.config.reason}",
         timeline=Timeline.of(bench.pool, TRACKS, TRACK_SPANS, BEGIN * bench.now()),
         failed=failed,
     )

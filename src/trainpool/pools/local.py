@@ -20,7 +20,7 @@ import numpy as np
 
 from trainpool.errors import ConfigError, RunError
 from trainpool.events import Asked, Failed, Joined, Left, Returned, Send
-from trainpool.pools.protocol import Arrival, Evaluated, Job, Message
+from trainpool.pools.protocol import Arrival, Conditions, Evaluated, Job, Message
 from trainpool.vector import Vector
 from trainpool.worker import (
     Answer,
@@ -41,6 +41,8 @@ from trainpool.worker import (
 __all__ = ["LocalPool", "Process", "cores", "last_words"]
 
 EVALUATOR = "evaluator"
+HANDING = 4.0
+"""Allowed for handing a process a task and its answer back, in steps of a small network: shared memory, no line."""
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
 """For glibc's allocator, where there is one: keep what a step frees for the next step. By default it returns large
 blocks to the system, and a third of a small network's step goes into getting them back, page by page."""
@@ -142,6 +144,10 @@ class LocalPool:
         self.evaluating = False
         self.inbox: queue.SimpleQueue[tuple[Process, Answer | None]] = queue.SimpleQueue()
         self.job: Job | None = None
+
+    def conditions(self, batch: int) -> Conditions:
+        """Equal machines; see `Pool.conditions`."""
+        return Conditions((1.0,) * self.workers, travel=(0.0, HANDING))
 
     def open(self, job: Job) -> None:
         """Start all processes; see `Pool.open`."""

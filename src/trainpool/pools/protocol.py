@@ -12,7 +12,7 @@ from trainpool.kernels.protocol import Calibration, Evaluation
 from trainpool.messages import ShardId
 from trainpool.vector import Layout, Vector
 
-__all__ = ["Arrival", "Evaluated", "Job", "Message", "Pool"]
+__all__ = ["Arrival", "Conditions", "Evaluated", "Job", "Message", "Pool"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,19 @@ class Evaluated:
 Message: TypeAlias = Arrival | Evaluated
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a pool's machines are like, as far as that is known before they begin: what `auto` chooses by."""
+
+    speeds: tuple[float, ...]
+    """Of each machine: samples a second, or numbers in that proportion where only this is known."""
+    travel: tuple[float, float] = (0.0, 0.0)
+    """What it takes a task to reach a machine and its answer to come back, in steps of the fastest machine: for each
+    byte of the model, and besides."""
+    churn: float = 0.0
+    """The part of the time that a machine is away."""
+
+
 class Pool(Protocol):
     """Where workers run. A pool sends `Joined` and `Asked` for each worker on its own."""
 
@@ -61,6 +74,9 @@ class Pool(Protocol):
     """How many there are, or are expected."""
     virtual: bool
     """Whether its time is simulated: it then sends `Tick` itself, and a run on it cannot be continued."""
+
+    def conditions(self, batch: int) -> Conditions:
+        """What the machines are like, for steps of so many samples."""
 
     def open(self, job: Job) -> None:
         """Start the workers. Raises RunError where that is impossible."""

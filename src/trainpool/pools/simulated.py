@@ -31,7 +31,7 @@ from trainpool.pools.availability import Availability, Pieces
 from trainpool.pools.engine import Inline, Processes, Trainer, Work
 from trainpool.pools.fleet import Fleet, Machine
 from trainpool.pools.local import cores
-from trainpool.pools.protocol import Arrival, Job, Message
+from trainpool.pools.protocol import Arrival, Conditions, Job, Message
 from trainpool.pools.usage import Account, Span, Usage
 from trainpool.vector import Vector
 
@@ -127,6 +127,17 @@ class SimulatedPool:
         self.ticking = False
         self.barren = 0
         """Things that happened in a row while nobody had a task."""
+
+    def conditions(self, batch: int) -> Conditions:
+        """What the fleet is like, tabs that nobody looks at included; see `Pool.conditions`."""
+        fleet = self.fleet
+        step = batch / fleet.best
+        line = sorted(fleet.machines, key=lambda machine: 1 / machine.up + 1 / machine.down)[len(fleet) // 2]
+        return Conditions(
+            speeds=tuple(machine.speed for machine in fleet.machines),
+            travel=((8 / line.up + 8 / line.down) / step, 2 * line.latency / step),
+            churn=fleet.churn,
+        )
 
     def open(self, job: Job | None = None) -> None:
         """Put every machine's arrival on the agenda; see `Pool.open`."""

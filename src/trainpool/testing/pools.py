@@ -10,7 +10,7 @@ import numpy as np
 from trainpool.events import Asked, Event, Failed, Joined, Left, Returned, Send
 from trainpool.kernels.protocol import Arrays, Evaluation, Kernel, KernelError
 from trainpool.messages import Report, ShardId
-from trainpool.pools.protocol import Arrival, Evaluated, Job, Message
+from trainpool.pools.protocol import Arrival, Conditions, Evaluated, Job, Message
 from trainpool.vector import Vector
 
 __all__ = ["Fault", "InProcessPool"]
@@ -57,6 +57,10 @@ class InProcessPool:
         self.agenda: list[tuple[float, int, Event | Work]] = []
         self.entries = self.tasks = 0
         self.evaluation: Evaluation | None = None
+
+    def conditions(self, batch: int) -> Conditions:
+        """The workers' speeds; see `Pool.conditions`."""
+        return Conditions(tuple(self.speeds.values()))
 
     def open(self, job: Job | None = None) -> None:
         """Let all workers join at time 0."""
