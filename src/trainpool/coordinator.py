@@ -24,6 +24,7 @@ from trainpool import rng, wire
 from trainpool.admission import Admission
 from trainpool.errors import MessageError
 from trainpool.events import (
+    SUPERSEDED,
     Accepted,
     Asked,
     Command,
@@ -229,7 +230,7 @@ class Coordinator:
         staleness = self.state.version - task.version
         stopping: list[Command] = []
         if task.offset != entry.samples or task.shard not in self.strategy.wanted(self.state):
-            reason: str | None = "another worker answered first"
+            reason: str | None = SUPERSEDED
         elif lease.limit is not None and staleness > lease.limit:
             reason = f"the model has moved on by {staleness} versions; {lease.limit} are allowed"
             memory.rejected += 1

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainpool.drive import Drive, Moment
-from trainpool.events import Accepted, Rejected
+from trainpool.events import SUPERSEDED, Accepted, Rejected
 from trainpool.kernels.protocol import Evaluation
 
 __all__ = ["Display", "duration"]
@@ -67,7 +67,9 @@ class Display:
         self.note = ""
 
     def rejected(self, drive: Drive, command: Rejected) -> None:
-        """Show why."""
+        """Show why, unless it only came second: copies of late tasks are meant to."""
+        if command.reason == SUPERSEDED:
+            return
         self.note = f"{command.worker}'s update was rejected: {command.reason}"
         if self.live is None:
             self.console.print(self.note, soft_wrap=True, markup=False, highlight=False)
@@ -126,7 +128,8 @@ class Display:
     def line(self, drive: Drive) -> None:
         """One plain line."""
         self.last_line = time.monotonic()
-        text = f"{duration(drive.now()):>8}  " + "  ".join(self.progress(drive) + self.quality(drive))
+        clock = f"{duration(drive.now()):>8}{' virtual' if drive.pool.virtual else ''}"
+        text = f"{clock}  " + "  ".join(self.progress(drive) + self.quality(drive))
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def panel(self, drive: Drive) -> Group:

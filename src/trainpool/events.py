@@ -8,6 +8,7 @@ from trainpool.messages import Report, Task
 from trainpool.vector import Vector
 
 __all__ = [
+    "SUPERSEDED",
     "Accepted",
     "Asked",
     "Command",
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 WorkerId: TypeAlias = str
+
+SUPERSEDED = "another worker answered first"
+"""The reason of a rejection that is nobody's fault."""
 
 
 class Joined(msgspec.Struct, frozen=True, tag=True):
