@@ -15,12 +15,13 @@ import trainpool
 SOURCE = Path(trainpool.__file__).parent
 LEVELS = {
     **dict.fromkeys(("errors", "rng", "vector", "messages", "events"), 0),
-    **dict.fromkeys(("strategies", "data", "admission", "statistics", "pace", "wire"), 1),
+    **dict.fromkeys(("strategies", "data", "admission", "statistics", "pace", "wire", "onnx_file", "program"), 1),
     "coordinator": 2,
     "units": 2,
     "auto": 4,
     **dict.fromkeys(("journal", "kernels", "pools", "drive", "worker", "models"), 3),
     **dict.fromkeys(("experiment", "record", "plots", "display", "config", "training", "cli"), 4),
+    **dict.fromkeys(("lowering", "augment", "cli_lower"), 4),
     **dict.fromkeys(("machines", "trial", "question", "crew", "compare", "results", "tables", "screen"), 4),
     **dict.fromkeys(("report", "report_plots", "simulation", "cli_options", "cli_simulate"), 4),
     "testing": 3,

@@ -12,8 +12,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainpool.errors import ConfigError, DataError, ModelError, RunError, TrainpoolError
+    from trainpool.errors import (
+        ConfigError,
+        DataError,
+        LoweringError,
+        ModelError,
+        ProgramError,
+        RunError,
+        TrainpoolError,
+    )
     from trainpool.experiment import Experiment, Normalize
+    from trainpool.lowering import Lowered, lower
     from trainpool.messages import Recipe
     from trainpool.pools.fleet import fleet
     from trainpool.pools.local import LocalPool
@@ -57,9 +66,12 @@ PLACES = {
     "FedProx": "strategies",
     "LocalPool": "pools.local",
     "LocalSGD": "strategies",
+    "Lowered": "lowering",
+    "LoweringError": "errors",
     "ModelError": "errors",
     "Normalize": "experiment",
     "ParallelSGD": "strategies",
+    "ProgramError": "errors",
     "Recipe": "messages",
     "Result": "training",
     "Ringmaster": "strategies",
@@ -69,6 +81,7 @@ PLACES = {
     "StalenessAware": "strategies",
     "TrainpoolError": "errors",
     "fleet": "pools.fleet",
+    "lower": "lowering",
     "resume": "training",
     "train": "training",
 }
@@ -90,9 +103,12 @@ __all__ = [
     "FedProx",
     "LocalPool",
     "LocalSGD",
+    "Lowered",
+    "LoweringError",
     "ModelError",
     "Normalize",
     "ParallelSGD",
+    "ProgramError",
     "Recipe",
     "Result",
     "Ringmaster",
@@ -102,6 +118,7 @@ __all__ = [
     "StalenessAware",
     "TrainpoolError",
     "fleet",
+    "lower",
     "resume",
     "train",
 ]
@@ -113,7 +130,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(f"trainpool.{PLACES[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name in ("torch", "cloudpickle"):
+        if error.name in ("torch", "cloudpickle", "onnx"):
             raise ImportError(f"trainpool.{name} needs PyTorch: pip install 'trainpool[torch]'") from error
         raise
     globals()[name] = value

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainpool import cli_options as options
+from trainpool.cli_lower import lower
 from trainpool.cli_options import polite
 from trainpool.cli_simulate import compare, simulate
 
@@ -65,6 +66,9 @@ def train(
     cache: options.Cache = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files too.")] = False,
     keep_journal: Annotated[bool, typer.Option("--keep-journal", help="Keep every update, for replay.")] = False,
+    kernel: Annotated[
+        str, typer.Option(help="torch, or onnx: workers run the lowered program, without PyTorch.")
+    ] = "torch",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -99,6 +103,7 @@ def train(
                 cache=place,
                 tensorboard=tensorboard,
                 keep_journal=keep_journal,
+                kernel=options.kernel_of(kernel),
                 source=experiment or "",
                 data="" if experiment else data,
                 progress=progress,
@@ -122,6 +127,7 @@ def resume(
         outcome(lambda: training.resume(run, workers=workers, quiet=quiet).summary, run, as_json)
 
 
+app.command(epilog="Example: trainpool lower --data fashion-mnist --model cnn --out program")(lower)
 app.command(
     epilog="Example: trainpool simulate --data fashion-mnist --model cnn --strategy downpour --workers 32 --spread 10 "
     "--churn 0.2 --bandwidth 20:100 --out runs/s"

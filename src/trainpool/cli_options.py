@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,6 +54,10 @@ Json = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
+EXTRA = ("matplotlib", "PIL", "torch", "onnx", "cloudpickle", "sklearn")
+"""What the package's extra `torch` brings: a worker of a lowered program needs none of it."""
+
+
 @contextmanager
 def polite(debug: bool) -> Iterator[None]:
     """Errors as one line and exit code 2; Ctrl+C as exit code 130."""
@@ -65,6 +69,11 @@ def polite(debug: bool) -> Iterator[None]:
         if debug:
             raise
         typer.secho(f"trainpool: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+    except ModuleNotFoundError as error:
+        if debug or error.name is None or error.name.partition(".")[0] not in EXTRA:
+            raise
+        typer.secho(f"trainpool: this needs {error.name}: pip install 'trainpool[torch]'", fg="red", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -97,6 +106,17 @@ def recipe_of(items: list[str] | None, learning_rate: float | None, batch_size: 
         return msgspec.convert(options, Recipe, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"the recipe: {error}") from error
+
+
+def kernel_of(name: str) -> Literal["torch", "onnx"]:
+    """The kernel of that name."""
+    from trainpool.errors import ConfigError, did_you_mean
+
+    if name == "torch":
+        return "torch"
+    if name == "onnx":
+        return "onnx"
+    raise ConfigError(f"no kernel {name!r}{did_you_mean(name, ('torch', 'onnx'))}; there are: torch, onnx")
 
 
 def cache_of(cache: Path | None) -> Path:

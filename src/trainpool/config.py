@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -38,6 +38,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     recalibrate: int = 0
     tensorboard: bool = False
     keep_journal: bool = False
+    kernel: Literal["torch", "onnx"] = "torch"
+    """What runs the tasks."""
     virtual: bool = False
     """Whether it ran on simulated time: it then cannot be continued."""
     source: str = ""

@@ -3,7 +3,17 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "DataError", "MessageError", "ModelError", "RunError", "TrainpoolError", "did_you_mean"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "LoweringError",
+    "MessageError",
+    "ModelError",
+    "ProgramError",
+    "RunError",
+    "TrainpoolError",
+    "did_you_mean",
+]
 
 
 class TrainpoolError(Exception):
@@ -20,6 +30,14 @@ class DataError(TrainpoolError):
 
 class ModelError(TrainpoolError):
     """A model, loss or preprocessing function that cannot be trained."""
+
+
+class LoweringError(ModelError):
+    """A model, loss or preprocessing function that trains in PyTorch, but cannot become a program."""
+
+
+class ProgramError(TrainpoolError):
+    """A folder that is no program, or a program that does not fit the task."""
 
 
 class RunError(TrainpoolError):

@@ -53,6 +53,8 @@ class Experiment:
     preprocess: Callable[[Tensor], Any] | None = None
     """From a batch as stored (images: uint8 `[n, C, H, W]`) to the model's input; by default bytes are over 255."""
     name: str = "experiment"
+    augment: Callable[[Tensor], Tensor] | None = None
+    """Changes a training batch as stored, at random, before `preprocess`; see `trainpool.augment`."""
 
     def sources(self) -> tuple[Source, Source | None]:
         """Training and test data.

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Key", "batches", "bits", "derive", "derive_each", "fold", "key", "permutation", "uniform"]
+__all__ = ["Key", "batches", "bits", "derive", "derive_each", "fold", "key", "noise", "permutation", "uniform"]
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA  # Threefish's key-schedule constant, truncated to 32 bits
-ORDER = 1  # the purpose tag of batch order; dropout and augmentation noise will use tags of their own
+ORDER = 1  # the purpose tag of batch order
+NOISE = 2  # the purpose tag of dropout and augmentation
 
 Words = NDArray[np.uint32]
 
@@ -81,6 +82,15 @@ def bits(k: Key, start: int, count: int) -> NDArray[np.uint64]:
 def uniform(k: Key, start: int, count: int) -> NDArray[np.float32]:
     """Elements of the stream as float32 `[count]` in [0, 1), on the grid of multiples of 2**-24."""
     return (bits(k, start, count) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def noise(seed: int, number: int, offset: int, count: int) -> NDArray[np.float32]:
+    """The uniform numbers of one training step: float32 `[count]` in [0, 1).
+
+    `number` is which of a step's random operators asks, in the order of their calls; `offset` is how many samples of
+    the shard's sequence were taken before the step. The same task has the same noise on every kernel.
+    """
+    return uniform(fold(fold(fold(key(seed), NOISE), number), offset), 0, count)
 
 
 def permutation(k: Key, n: int) -> NDArray[np.int64]:

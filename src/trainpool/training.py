@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import cloudpickle
 import msgspec
@@ -39,12 +39,17 @@ from trainpool.record import Record, Recorder, Summary
 from trainpool.strategies import AnyStrategy, Plan, name_of
 from trainpool.vector import Layout, Vector
 
+if TYPE_CHECKING:
+    from trainpool.lowering import Lowered
+
 __all__ = ["Config", "Result", "Run", "begin", "carry_on", "resume", "train"]
 
 Progress = Callable[[int, int], None]
 
 PROGRAM = "program.pkl"
 """The author's model, loss and preprocessing, in the run's folder."""
+LOWERED = "program"
+"""The lowered program's folder, in the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def train(experiment: Experiment, *, out: str | Path | None = None, quiet: bool 
         out: the run's folder, which must not exist; without one nothing is kept but the result.
         quiet: show nothing.
         **options: of `begin`: strategy, recipe, pool, epochs, seed, shards, skew, evaluate_every, recalibrate, cache,
-            tensorboard, keep_journal.
+            tensorboard, keep_journal, kernel.
 
     Raises:
         TrainpoolError: one line that says what is wrong and what to do.
@@ -109,6 +114,7 @@ def begin(
     cache: str | Path | None = None,
     tensorboard: bool = False,
     keep_journal: bool = False,
+    kernel: Literal["torch", "onnx"] = "torch",
     source: str = "",
     data: str = "",
     progress: Progress | None = None,
@@ -132,6 +138,7 @@ def begin(
         cache: the folder where shards are kept between runs; the user's cache folder by default.
         tensorboard: write TensorBoard files too.
         keep_journal: keep every update, so that `trainpool.journal.replay` can rebuild the run from its start.
+        kernel: what runs the tasks: PyTorch, or ONNX Runtime with the lowered program, without PyTorch in the workers.
         source: the experiment's `file.py:name`, which `resume` then checks for changes.
         data: the data set's name, or the folder of images, likewise.
         progress: told (done, total) samples while data are cut into shards.
@@ -148,7 +155,9 @@ def begin(
     if epochs <= 0 or min(evaluate_every, shards, recalibrate) < 0:
         raise ConfigError(f"epochs ({epochs:g}) must be above 0; evaluate_every, shards and recalibrate not negative")
     home = Path(out)
-    if home.exists() and (not home.is_dir() or any(PROGRAM not in item.name for item in home.iterdir())):
+    if home.exists() and (
+        not home.is_dir() or any(PROGRAM not in item.name and item.name != LOWERED for item in home.iterdir())
+    ):
         hint = f"continue it with `trainpool resume {home}`" if (home / "config.json").exists() else "it is not empty"
         raise RunError(f"{home} exists: {hint}, or choose another folder")
     train_source, test_source = experiment.sources()
@@ -184,19 +193,46 @@ def begin(
         recalibrate=recalibrate,
         tensorboard=tensorboard,
         keep_journal=keep_journal,
+        kernel=kernel,
         virtual=pool.virtual,
         source=source,
         source_hash=source_digest(source),
         data=str(train_source.path.resolve()) if isinstance(train_source, ImageFolderSource) else data,
         fingerprint=train_source.fingerprint,
     )
+    lowered = lowered_for(experiment, chosen, pool, recalibrate) if kernel == "onnx" else None
     with disk(home):
         home.mkdir(parents=True, exist_ok=True)
-        parts = (copy.deepcopy(experiment.model).cpu(), experiment.loss_function(), experiment.preprocess)
+        if lowered is not None:
+            lowered.save(home / LOWERED)
+        parts = (
+            copy.deepcopy(experiment.model).cpu(),
+            experiment.loss_function(),
+            experiment.preprocess,
+            experiment.augment,
+        )
         wire.write(home / PROGRAM, cloudpickle.dumps(parts))
         # Last: with this file there is a run, which `resume` continues from any moment on.
         wire.write(home / "config.json", msgspec.json.format(msgspec.json.encode(config), indent=2))
     return Run(home, config, method, pool, experiment.model)
+
+
+def lowered_for(experiment: Experiment, recipe: Recipe, pool: Pool, recalibrate: int) -> "Lowered":
+    """The program of a run whose workers have no PyTorch.
+
+    Raises:
+        ConfigError: the run asks for what a program cannot do.
+        LoweringError: nor can the model.
+    """
+    from trainpool.lowering import lower
+
+    if pool.virtual:
+        raise ConfigError("a simulated pool runs PyTorch: leave the kernel at torch")
+    if recalibrate:
+        raise ConfigError("the onnx kernel cannot measure BatchNorm's statistics anew: set recalibrate to 0")
+    lowered = lower(experiment, recipe)
+    lowered.check()
+    return lowered
 
 
 def resume(
@@ -265,7 +301,7 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
         job = Job(
             layout=layout,
             dtype=np.dtype(str(dtype_of(model)).removeprefix("torch.")),
-            program=home / PROGRAM,
+            program=home / (LOWERED if config.kernel == "onnx" else PROGRAM),
             shards=Path(config.cache) / "shards",
             test=config.test.shards[0].id if config.test else None,
             calibration=calibration(config, plan),

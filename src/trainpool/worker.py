@@ -15,6 +15,7 @@ import struct
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -51,6 +52,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     layout: Layout
     dtype: str
     program: str
+    """A lowered program's folder, or the file of the author's code for PyTorch."""
     shards: str
     memory: str
     """The shared file."""
@@ -152,10 +154,13 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         """Load the kernel and open the shared memory."""
-        from trainpool.kernels.torch import load
-
-        self.kernel: Kernel
-        self.kernel, self.device = load(Path(setup.program), setup.device, setup.number, setup.threads)
+        program = Path(setup.program)
+        load: Callable[[Path, str, int, int], tuple[Kernel, str]]
+        if program.is_dir():
+            from trainpool.kernels.onnx import load
+        else:
+            from trainpool.kernels.torch import load
+        self.kernel, self.device = load(program, setup.device, setup.number, setup.threads)
         self.slot = Slot(Path(setup.memory), setup.layout, np.dtype(setup.dtype))
         self.shards = Path(setup.shards)
         self.loaded: dict[ShardId, dict[str, np.ndarray[Any, Any]]] = {}

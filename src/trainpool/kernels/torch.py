@@ -5,10 +5,12 @@ step touches each parameter once; parameters are copied once on the way in and o
 out; a shard stays on the device between tasks.
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from trainpool import rng
 from trainpool.errors import ModelError
+from trainpool.kernels.noise import Noise
 from trainpool.kernels.protocol import Arrays, Calibration, Evaluation, KernelError
 from trainpool.messages import Recipe, Report, ShardId, Task
 from trainpool.vector import Layout, Role, Vector
@@ -26,6 +29,7 @@ __all__ = ["TorchKernel", "layout_of", "load", "vector_of"]
 
 Loss = Callable[[Any, Tensor], Tensor]
 Preprocess = Callable[[Tensor], Any]
+Augment = Callable[[Tensor], Tensor]
 
 CACHE_BYTES = 1_000_000_000
 """Of shards kept on the device, least recently used first out; on the CPU they share the worker's memory."""
@@ -88,12 +92,22 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 class TorchKernel:
     """Runs tasks for one `nn.Module`, which it takes over: its parameters' memory is rearranged."""
 
-    def __init__(self, model: nn.Module, loss: Loss, preprocess: Preprocess | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        preprocess: Preprocess | None = None,
+        device: str = "cpu",
+        *,
+        augment: Augment | None = None,
+    ) -> None:
         """Move the model to the device; `device` is PyTorch's name of one."""
         self.device = torch.device(device)
         self.layout = layout_of(model)
         self.model = model.to(self.device)
-        self.loss, self.preprocess = loss, preprocess or scale
+        self.loss, self.preprocess, self.augment = loss, preprocess or scale, augment
+        self.random = True
+        """Whether a step draws random numbers: found out in the first one, so that those without any go unwatched."""
         self.dtype = dtype_of(model)
         # Convolutions, pooling and BatchNorm are faster so; GroupNorm is slower by as much, and would tip the balance.
         kinds = {type(module) for module in model.modules()}
@@ -121,7 +135,8 @@ class TorchKernel:
         rows = rng.batches(task.seed, y.shape[0], task.offset, task.steps, task.batch)
         for step, chosen in enumerate(rows):
             index = torch.from_numpy(chosen).to(self.device)
-            loss = self.forward(x.index_select(0, index), y.index_select(0, index), recipe)
+            with self.noise(task, step):
+                loss = self.forward(self.augmented(x.index_select(0, index)), y.index_select(0, index), recipe)
             if step == 0 and not bool(torch.isfinite(loss)):
                 raise KernelError(
                     f"the loss is {loss.item()} at the first step: check the data and lower the learning rate"
@@ -204,6 +219,26 @@ class TorchKernel:
                 f"the loss must be one number (a mean over the batch), not a tensor of shape {tuple(loss.shape)}"
             )
         return loss
+
+    def augmented(self, x: Tensor) -> Tensor:
+        """A batch as stored, changed at random where the experiment asks for it."""
+        return x if self.augment is None else self.augment(x)
+
+    @contextmanager
+    def noise(self, task: Task, step: int) -> Iterator[None]:
+        """While a step's random operators use the task's own numbers; nothing where there are none."""
+        if not self.random:
+            yield
+            return
+        calls = count()
+
+        def draw(shape: tuple[int, ...]) -> Tensor:
+            numbers = rng.noise(task.seed, next(calls), task.offset + step * task.batch, math.prod(shape))
+            return torch.from_numpy(numbers.reshape(shape)).to(self.device)
+
+        with Noise(draw):
+            yield
+        self.random = next(calls) > 0
 
     def autocast(self, recipe: Recipe) -> AbstractContextManager[Any]:
         """Mixed precision where the recipe asks for it and the device is a GPU."""
@@ -304,7 +339,7 @@ def slices(size: int, step: int) -> Iterator[slice]:
 
 
 def load(program: Path, device: str, number: int, threads: int) -> tuple[TorchKernel, str]:
-    """The kernel of an author's pickled (model, loss, preprocess), and the name of its device.
+    """The kernel of an author's pickled (model, loss, preprocess, augment), and the name of its device.
 
     `device` `auto` is the GPU that falls to worker `number`, or the CPU. The file must be this machine's own user's:
     unpickling executes it.
@@ -314,7 +349,7 @@ def load(program: Path, device: str, number: int, threads: int) -> tuple[TorchKe
     torch.set_num_threads(threads)
     if device == "auto":
         device = f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    model, loss, preprocess = cloudpickle.loads(program.read_bytes())
+    model, loss, preprocess, augment = cloudpickle.loads(program.read_bytes())
     # PyTorch imports its compiler, a second or two, when the first optimizer is made: not in the first task's time.
     optimizer_of(Recipe(), [torch.zeros(1, requires_grad=True)]).zero_grad()
-    return TorchKernel(model, loss, preprocess, device), device
+    return TorchKernel(model, loss, preprocess, device, augment=augment), device

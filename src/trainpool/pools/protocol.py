@@ -23,7 +23,7 @@ class Job:
     dtype: np.dtype[Any]
     """Of the flat vectors."""
     program: Path
-    """The author's model, loss and preprocessing, as the kernel reads them."""
+    """The author's model, loss and preprocessing: a file that PyTorch's kernel reads, or a lowered program's folder."""
     shards: Path
     """The folder of the shard files."""
     test: ShardId | None

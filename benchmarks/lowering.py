@@ -1,0 +1,97 @@
+"""A lowered program on ONNX Runtime against the PyTorch kernel, one thread each, steps interleaved; `--quick` for less.
+
+1. Milliseconds a training step, batch 32: the package's CNN on 28x28 and ResNet-20 on 32x32. Each side in a process of
+   its own, as the local pool starts its workers, in turn; the ratio is the median of the pairs'.
+2. Seconds to lower ResNet-20.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import trainpool as tp
+from trainpool import models, program
+from trainpool.experiment import Normalize
+from trainpool.kernels.onnx import OnnxKernel
+from trainpool.kernels.protocol import Kernel
+from trainpool.kernels.torch import TorchKernel, vector_of
+from trainpool.messages import Recipe, Task
+from trainpool.pools.local import KEEP_MEMORY
+
+CASES: dict[str, tuple[str, tuple[int, ...], dict[str, str], int]] = {
+    "cnn": ("cnn", (1, 28, 28), {}, 60),
+    "resnet20": ("resnet20", (3, 32, 32), {}, 12),
+    "resnet20, BatchNorm": ("resnet20", (3, 32, 32), {"norm": "batch"}, 12),
+}
+
+
+def experiment_of(case: str) -> tp.Experiment:
+    """Random bytes in the form of the images: speed does not depend on what they show."""
+    name, shape, options, _ = CASES[case]
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (640, *shape), dtype=np.uint8)
+    normalize = Normalize((0.286,) * shape[0], (0.353,) * shape[0])
+    model = models.build(name, shape, 10, **options)
+    return tp.Experiment(model, (x, generator.integers(0, 10, 640)), preprocess=normalize, name=case)
+
+
+def measure(side: str, case: str, folder: Path) -> float:
+    """Milliseconds a step, in this process; the second of two tasks, the first warms up."""
+    experiment, steps = experiment_of(case), CASES[case][3]
+    kernel: Kernel
+    if side == "onnx":
+        kernel = OnnxKernel(program.load(folder))
+    else:
+        torch.set_num_threads(1)
+        kernel = TorchKernel(experiment.model, experiment.loss_function(), experiment.preprocess)
+    vector = vector_of(experiment.model)
+    out, (x, y) = np.empty_like(vector), experiment.train
+    seconds = 0.0
+    for n in (4, steps):
+        task = Task(id=0, version=0, shard="s", recipe=Recipe(), seed=1, offset=0, steps=n, batch=32, progress=0.5)
+        seconds = kernel.run(task, vector, None, {"x": x, "y": y}, out).seconds / n
+    return seconds * 1e3
+
+
+def main() -> None:
+    """Lower, then measure in turn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer pairs")
+    parser.add_argument("--measure", nargs=3, metavar=("SIDE", "CASE", "FOLDER"), help="for this script's own use")
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure[0], options.measure[1], Path(options.measure[2]))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for number, case in enumerate(CASES):
+            begin = time.perf_counter()
+            lowered = tp.lower(experiment_of(case), Recipe(), proximal=False)
+            seconds = time.perf_counter() - begin
+            place = lowered.save(Path(folder) / str(number))
+            times: dict[str, list[float]] = {"torch": [], "onnx": []}
+            for _ in range(3 if options.quick else 9):
+                for side, found in times.items():
+                    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | KEEP_MEMORY
+                    command = [sys.executable, __file__, "--measure", side, case, str(place)]
+                    output = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+                    found.append(json.loads(output))
+            ratio = statistics.median(a / b for a, b in zip(times["torch"], times["onnx"], strict=True))
+            torchs, ours = (statistics.median(found) for found in times.values())
+            print(
+                f"{case}: {ratio:.2f} times PyTorch's speed (aim 1.0); {ours:.1f} ms a step against {torchs:.1f}; "
+                f"lowered in {seconds:.1f} s (aim 20), {lowered.nodes:,} operators",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

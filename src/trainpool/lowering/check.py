@@ -1,0 +1,126 @@
+"""A program against PyTorch, on real batches."""
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainpool.kernels.onnx import OnnxKernel
+from trainpool.kernels.torch import TorchKernel, scale
+from trainpool.messages import Recipe, Task
+from trainpool.program import Loaded
+from trainpool.vector import Vector
+
+if TYPE_CHECKING:
+    from trainpool.experiment import Experiment
+
+__all__ = ["Comparison", "compare", "relative"]
+
+THREADS = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a program is from PyTorch, and how fast."""
+
+    steps: int
+    update: float
+    """‖Δ - Δ'‖/‖Δ‖ of the parameters' change."""
+    exact: float
+    """The same, of the program from PyTorch in float64."""
+    torch_exact: float
+    """The same, of PyTorch in float32 from PyTorch in float64: what rounding alone does."""
+    buffers: float
+    """The same of BatchNorm's statistics and other buffers."""
+    evaluation: float
+    """The relative difference of the evaluation's loss."""
+    seconds: float
+    """Of a training step of the program, on one thread."""
+    torch_seconds: float
+    """Of PyTorch's."""
+
+
+def relative(found: Vector, wanted: Vector) -> float:
+    """‖found - wanted‖/‖wanted‖; 0 where both are nothing."""
+    size = float(np.linalg.norm(wanted.astype(np.float64)))
+    difference = float(np.linalg.norm(found.astype(np.float64) - wanted.astype(np.float64)))
+    return difference / size if size else difference
+
+
+def compare(
+    loaded: Loaded,
+    experiment: "Experiment",
+    vector: Vector,
+    recipe: Recipe,
+    x: np.ndarray[Any, Any],
+    y: np.ndarray[Any, Any],
+    steps: int,
+    proximal: bool,
+    each: bool,
+) -> Comparison:
+    """Run the same task on both kernels, with a proximal term where there is one; then the same evaluation.
+
+    Without `each`, the loss is no mean over samples, and only whole batches can be compared.
+    """
+    batch = loaded.program.batch
+    task = Task(
+        id=0, version=0, shard="0", recipe=recipe, seed=1, offset=0, steps=steps, batch=batch, progress=0.5,
+        anchored=proximal, rho=0.01 if proximal else 0.0,
+    )  # fmt: skip
+    anchor = vector[: loaded.layout.trainable] * np.float32(0.9)
+    own = TorchKernel(
+        copy.deepcopy(experiment.model),
+        experiment.loss_function(),
+        experiment.preprocess,
+        augment=experiment.augment,
+    )
+    kernels = (OnnxKernel(loaded, threads=THREADS), own)
+    exact = in_float64(experiment, task, vector, anchor, {"x": x, "y": y})
+    shard = {"x": x, "y": y}
+    size = loaded.program.evaluation_batch
+    rows = np.arange(size + 1 if each else 2 * size) % len(y)
+    test = {"x": x[rows], "y": y[rows]}
+    deltas, seconds, losses = [], [], []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    for kernel in kernels:
+        out = np.empty_like(vector)
+        kernel.run(task, vector, anchor, shard, out)  # the first one warms up
+        report = kernel.run(task, vector, anchor, shard, out)
+        deltas.append(out)
+        seconds.append(report.seconds / steps)
+        losses.append(kernel.evaluate(vector, test).loss)
+    torch.set_num_threads(threads)
+    cut = loaded.layout.trainable
+    return Comparison(
+        steps,
+        relative(deltas[0][:cut], deltas[1][:cut]),
+        relative(deltas[0][:cut], exact[:cut]),
+        relative(deltas[1][:cut], exact[:cut]),
+        relative(deltas[0][cut:], deltas[1][cut:]),
+        abs(losses[0] - losses[1]) / max(abs(losses[1]), 1e-30),
+        *seconds,
+    )
+
+
+def in_float64(
+    experiment: "Experiment", task: Task, vector: Vector, anchor: Vector, shard: dict[str, np.ndarray[Any, Any]]
+) -> Vector:
+    """The task's answer without rounding that matters."""
+
+    def double(x: Tensor) -> Any:
+        prepared = (experiment.preprocess or scale)(x)
+        return prepared.double() if isinstance(prepared, Tensor) and prepared.is_floating_point() else prepared
+
+    def loss(output: Any, target: Tensor) -> Tensor:
+        return criterion(output, target.double() if target.is_floating_point() else target)
+
+    criterion = experiment.loss_function()
+    model = copy.deepcopy(experiment.model).double()
+    out = np.empty(vector.size)
+    kernel = TorchKernel(model, loss, double, augment=experiment.augment)
+    kernel.run(task, vector.astype(np.float64), anchor.astype(np.float64), shard, out)
+    return out

@@ -1,0 +1,80 @@
+"""A lowered experiment against the PyTorch kernel, and both against float64."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+import trainpool as tp
+from trainpool.kernels.onnx import OnnxKernel
+from trainpool.kernels.torch import TorchKernel, vector_of
+from trainpool.lowering import Lowered, lower
+from trainpool.lowering.check import in_float64, relative
+from trainpool.messages import Recipe, Task
+
+
+def task_of(recipe: Recipe, steps: int, batch: int, rho: float = 0.0) -> Task:
+    return Task(
+        id=1, version=0, shard="s", recipe=recipe, seed=5, offset=32, steps=steps, batch=batch, progress=0.1,
+        pace=0.02, anchored=bool(rho), rho=rho,
+    )  # fmt: skip
+
+
+def updates(
+    lowered: Lowered, experiment: tp.Experiment, recipe: Recipe, steps: int, rho: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The deltas and buffers of the same task: of the program, of PyTorch, of PyTorch in float64."""
+    x, y = experiment.train
+    task = task_of(recipe, steps, lowered.program.batch, rho)
+
+    kernels = (
+        OnnxKernel(lowered.loaded),
+        TorchKernel(
+            copy.deepcopy(experiment.model),
+            experiment.loss_function(),
+            experiment.preprocess,
+            augment=experiment.augment,
+        ),
+    )
+    start = vector_of(experiment.model)
+    anchor = start[: lowered.loaded.layout.trainable] * np.float32(0.9)
+    found, losses = [], []
+    for kernel in kernels:
+        out = np.empty_like(start)
+        losses.append(kernel.run(task, start, anchor, {"x": x, "y": y}, out).loss)
+        found.append(out)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    return found[0], found[1], in_float64(experiment, task, start, anchor, {"x": x, "y": y})
+
+
+def agree(
+    model: nn.Module,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    loss: str | Callable[[Any, Tensor], Tensor] = "cross-entropy",
+    recipe: Recipe | None = None,
+    steps: int = 5,
+    rho: float = 0.0,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    preprocess: Callable[[Tensor], Any] | None = None,
+    bound: float = 1e-4,
+) -> Lowered:
+    """Lower, train some steps on each kernel, and see that the updates are one.
+
+    Where float32 itself is further from float64 than the bound, the program may be twice as far as PyTorch is.
+    """
+    recipe = recipe or Recipe(learning_rate=0.05, batch_size=6, schedule="constant")
+    experiment = tp.Experiment(model, (x, y), loss=loss, augment=augment, preprocess=preprocess)
+    lowered = lower(experiment, recipe, proximal=rho > 0, steps=1)
+    assert lowered.comparison.evaluation < 1e-4
+    ours, torchs, exact = updates(lowered, experiment, recipe, steps, rho)
+    cut = lowered.loaded.layout.trainable
+    assert np.linalg.norm(exact[:cut]) > 1e-6, "nothing was trained"
+    limit = max(bound, 2 * relative(torchs[:cut], exact[:cut]))
+    assert relative(ours[:cut], exact[:cut]) <= limit
+    assert relative(ours[:cut], torchs[:cut]) <= 2 * limit
+    assert relative(ours[cut:], exact[cut:]) <= max(bound, 2 * relative(torchs[cut:], exact[cut:]))
+    return lowered

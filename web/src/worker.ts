@@ -1,0 +1,113 @@
+// The Web Worker: one program, one task at a time, away from the page's own thread.
+
+import { type Choice, choose, type Trial, type Wanted } from "./choose";
+import { KernelError, MessageError, reason } from "./errors";
+import { shardOf, taskOf } from "./messages";
+import { load, type Program, sha256 } from "./program";
+import type { Answer, Command } from "./protocol";
+import { decode, encode, floats } from "./safetensors";
+
+type Bytes = Uint8Array<ArrayBuffer>;
+
+/** How often a page hears of progress, and how long a stop may wait, in milliseconds. */
+const BEAT = 100;
+
+let program: Program | undefined;
+let wanted: Wanted = "auto";
+let threads: number | undefined;
+let choice: Choice | undefined;
+let stopping = false;
+let last = Promise.resolve();
+
+self.onmessage = ({ data }: MessageEvent<Command>) => {
+  if (data.kind === "stop") stopping = true;
+  else last = last.then(() => handle(data)).catch((error) => answer({ kind: "failed", reason: reason(error) }));
+};
+
+async function handle(command: Exclude<Command, { kind: "stop" }>): Promise<void> {
+  stopping = false;
+  switch (command.kind) {
+    case "open":
+      await choice?.kernel.close();
+      [choice, program, wanted, threads] = [undefined, undefined, command.wanted ?? "auto", command.threads];
+      program = await load(command.files, command.expected);
+      answer({ kind: "opened", id: program.id, name: program.manifest.name, parameters: program.trainable });
+      break;
+    case "run":
+      await run(trialOf(command.task, command.shard), await sha256(command.shard));
+      break;
+    case "evaluate": {
+      const trial = trialOf(command.task, command.data);
+      const { kernel } = await chosen(trial);
+      answer({ kind: "evaluated", evaluation: await kernel.evaluate(trial.vector, trial.shard) });
+    }
+  }
+}
+
+async function run(trial: Trial, shard: string): Promise<void> {
+  const { task, vector, anchor } = trial;
+  if (shard !== task.shard) throw new MessageError("the shard is damaged or not the task's: its SHA-256 is another");
+  const { kernel } = await chosen(trial);
+  const begin = performance.now();
+  let beat = begin;
+  const { report, delta, buffers } = await kernel.run(task, vector, anchor, trial.shard, async (steps, loss) => {
+    const now = performance.now();
+    if (now - beat < BEAT && steps < task.steps) return true;
+    beat = now;
+    answer({ kind: "progress", steps, of: task.steps, loss, seconds: (now - begin) / 1000 });
+    await turn();
+    if (stopping && !task.partial) throw new KernelError(`stopped after ${steps} of ${task.steps} steps`);
+    return !stopping;
+  });
+  const tensors = new Map([
+    ["delta", floats(delta)],
+    ["buffers", floats(buffers)],
+  ]);
+  const file = encode(report, tensors);
+  answer({ kind: "done", report: file, stepsPerSecond: report.steps / report.seconds }, [file.buffer]);
+}
+
+async function chosen(trial: Trial): Promise<Choice> {
+  if (!program) throw new KernelError("no program is open");
+  if (!choice) {
+    choice = await choose(program, wanted, trial, threads);
+    const { kernel, why } = choice;
+    answer({ kind: "chosen", backend: kernel.runtime.backend, threads: kernel.runtime.threads, why });
+  }
+  return choice;
+}
+
+function trialOf(file: Bytes, shard: Bytes): Trial {
+  const { message: task, tensors } = decode(file, taskOf);
+  const vector = vectorOf("vector");
+  return {
+    task,
+    vector,
+    anchor: task.anchored ? vectorOf("anchor") : undefined,
+    shard: decode(shard, shardOf).tensors,
+  };
+
+  function vectorOf(name: string): Float32Array<ArrayBuffer> {
+    const tensor = tensors.get(name);
+    if (tensor?.kind !== "F32" || tensor.shape.length !== 1) {
+      throw new MessageError(`the task's file has no flat float32 tensor ${name}`);
+    }
+    return tensor.values as Float32Array<ArrayBuffer>;
+  }
+}
+
+/** Let messages in: a step on WebAssembly gives no other way. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(undefined);
+  });
+}
+
+function answer(message: Answer, transfer: Transferable[] = []): void {
+  self.postMessage(message, { transfer });
+}

@@ -1,0 +1,232 @@
+// The kernel in Chromium, on WebAssembly and on WebGPU's software adapter, against PyTorch's updates.
+
+import type { Browser, Page } from "playwright-core";
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
+import { reportOf } from "../../src/messages";
+import { decode } from "../../src/safetensors";
+import { bytes, json } from "../vectors";
+import { start } from "./chromium";
+import type { Trainpool } from "./kernel";
+import { type Site, serve } from "./serve";
+
+declare const trainpool: Trainpool;
+declare const gc: () => void;
+
+let site: Site;
+let browser: Browser;
+let page: Page;
+
+beforeAll(async () => {
+  site = await serve({ page: "dist-test", vectors: "../vectors" });
+  browser = await start();
+});
+
+afterAll(async () => {
+  await browser?.close();
+  site?.close();
+});
+
+beforeEach(async () => {
+  page = await browser.newPage();
+  await page.addInitScript(watchMemory);
+  await page.goto(`${site.url}/page/tests/browser/kernel.html`);
+  await page.waitForFunction("window.trainpool");
+});
+
+afterEach(() => page.close());
+
+/** Counts what a page holds of WebAssembly's memory and of the GPU's buffers. */
+function watchMemory(): void {
+  const held = { memories: [] as WebAssembly.Memory[], buffers: 0 };
+  Object.assign(window, { held });
+  const { Memory } = WebAssembly;
+  WebAssembly.Memory = new Proxy(Memory, {
+    construct(target, args: [WebAssembly.MemoryDescriptor]) {
+      const memory = new target(...args);
+      held.memories.push(memory);
+      return memory;
+    },
+  });
+  if (!("GPUDevice" in window)) return;
+  const { createBuffer } = GPUDevice.prototype;
+  GPUDevice.prototype.createBuffer = function (descriptor) {
+    const buffer = createBuffer.call(this, descriptor);
+    const { destroy } = buffer;
+    let alive = true;
+    held.buffers++;
+    buffer.destroy = () => {
+      if (alive) held.buffers--;
+      alive = false;
+      return destroy.call(buffer);
+    };
+    return buffer;
+  };
+}
+
+function distance(one: ArrayLike<number>, two: ArrayLike<number>): number {
+  let [apart, whole] = [0, 0];
+  for (let i = 0; i < two.length; i++) {
+    apart += (one[i]! - two[i]!) ** 2;
+    whole += two[i]! ** 2;
+  }
+  return apart === 0 ? 0 : Math.sqrt(apart / whole);
+}
+
+for (const name of ["convolution", "dense"]) {
+  for (const [backend, threads, bound] of [
+    ["wasm", 1, 1e-4],
+    ["wasm", 2, 1e-4],
+    ["webgpu", 1, 5e-4],
+  ] as const) {
+    test(`${name} gives PyTorch's update on ${backend} with ${threads} threads`, async () => {
+      const found = await page.evaluate(
+        async ([name, backend, threads]) => {
+          const program = await trainpool.program(`/vectors/tasks/${name}/program`);
+          const { task, vector, anchor, shard } = await trainpool.trial(`/vectors/tasks/${name}`);
+          const runtime = backend === "wasm" ? await trainpool.wasm(threads) : await trainpool.webgpu(true);
+          const kernel = await trainpool.Kernel.open(program, runtime!);
+          const before = Array.from(vector);
+          const first = await kernel.run(task, vector, anchor, shard);
+          const evaluation = await kernel.evaluate(vector, shard);
+          return {
+            used: [runtime!.backend, runtime!.threads],
+            report: first.report,
+            delta: Array.from(first.delta),
+            buffers: Array.from(first.buffers),
+            evaluation,
+            untouched: before.every((value, i) => Object.is(value, vector[i])),
+          };
+        },
+        [name, backend, threads] as const,
+      );
+      const { message, tensors } = decode(bytes(`tasks/${name}/report.safetensors`), reportOf);
+      const evaluation = json<{ loss: number; accuracy: number; samples: number }>(`tasks/${name}/evaluation.json`);
+      expect(found.used).toEqual([backend, threads]);
+      expect(distance(found.delta, tensors.get("delta")!.values as Float32Array)).toBeLessThanOrEqual(bound);
+      expect(distance(found.buffers, tensors.get("buffers")!.values as Float32Array)).toBeLessThanOrEqual(bound);
+      expect(found.report).toMatchObject({ task: message.task, steps: message.steps, samples: message.samples });
+      expect(Math.abs(found.report.loss / message.loss - 1)).toBeLessThanOrEqual(bound);
+      expect(Math.abs(found.evaluation.loss / evaluation.loss - 1)).toBeLessThanOrEqual(bound);
+      expect(found.evaluation).toMatchObject({ accuracy: evaluation.accuracy, samples: evaluation.samples });
+      expect(found.untouched).toBe(true);
+    });
+  }
+}
+
+test("the same task gives the same bits again, and a partial answer is the shorter task's", async () => {
+  const same = await page.evaluate(async () => {
+    const program = await trainpool.program("/vectors/tasks/convolution/program");
+    const { task, vector, shard } = await trainpool.trial("/vectors/tasks/convolution");
+    const kernel = await trainpool.Kernel.open(program, await trainpool.wasm(1));
+    const short = await kernel.run({ ...task, steps: 3 }, vector, undefined, shard);
+    const again = await kernel.run({ ...task, steps: 3 }, vector, undefined, shard);
+    const partial = await kernel.run(task, vector, undefined, shard, (steps) => steps < 3);
+    return [again, partial].map(
+      ({ report, delta }) => report.steps === 3 && delta.every((value, i) => Object.is(value, short.delta[i])),
+    );
+  });
+  expect(same).toEqual([true, true]);
+});
+
+test("a task that fits no program, shard or vector is refused", async () => {
+  const reasons = await page.evaluate(async () => {
+    const program = await trainpool.program("/vectors/tasks/dense/program");
+    const { task, vector, anchor, shard } = await trainpool.trial("/vectors/tasks/dense");
+    const other = await trainpool.trial("/vectors/tasks/convolution");
+    const kernel = await trainpool.Kernel.open(program, await trainpool.wasm(1));
+    const broken = vector.slice().fill(Number.NaN);
+    const tries = [
+      () => kernel.run({ ...task, batch: 3 }, vector, anchor, shard),
+      () => kernel.run(task, vector.slice(1), anchor, shard),
+      () => kernel.run(task, vector, anchor!.slice(1), shard),
+      () => kernel.run(task, vector, anchor, other.shard),
+      () => kernel.run(task, broken, anchor, shard),
+      () => kernel.evaluate(vector, new Map()),
+    ];
+    const found: string[] = [];
+    for (const attempt of tries)
+      found.push(
+        await attempt().then(
+          () => "done",
+          (error) => error.message,
+        ),
+      );
+    return found;
+  });
+  expect(reasons).toEqual([
+    "the program was lowered for batches of 10, but the task wants 3",
+    "the task's parameters have 194 elements, but the program has 195",
+    "the anchor's parameters have 194 elements, but the program has 195",
+    "the shard's x is U8 [1,8,8], but the program wants float32 [6]",
+    "the loss is NaN at the first step: check the data and lower the learning rate",
+    "the shard's x is missing, but the program wants float32 [6]",
+  ]);
+});
+
+test("a thousand steps on WebAssembly take no more memory than ten", async () => {
+  const [before, after] = await page.evaluate(async () => {
+    const program = await trainpool.program("/vectors/tasks/dense/program");
+    const { task, vector, anchor, shard } = await trainpool.trial("/vectors/tasks/dense");
+    const kernel = await trainpool.Kernel.open(program, await trainpool.wasm(1));
+    const { held } = window as unknown as { held: { memories: WebAssembly.Memory[] } };
+    const sizes: number[][] = [];
+    for (const steps of [10, 1000]) {
+      await kernel.run({ ...task, steps, pace: 0.0001 }, vector, anchor, shard);
+      gc();
+      const heap = (performance as unknown as { memory: { usedJSHeapSize: number } }).memory.usedJSHeapSize;
+      sizes.push([held.memories.reduce((sum, { buffer }) => sum + buffer.byteLength, 0), heap]);
+    }
+    return sizes as [number[], number[]];
+  });
+  expect(before![0]).toBeGreaterThan(1e6);
+  expect(after![0]).toBe(before![0]);
+  expect(after![1]! - before![1]!).toBeLessThan(2e6);
+});
+
+test("steps on WebGPU leave no buffers behind", async () => {
+  const [before, after] = await page.evaluate(async () => {
+    const program = await trainpool.program("/vectors/tasks/dense/program");
+    const { task, vector, anchor, shard } = await trainpool.trial("/vectors/tasks/dense");
+    const runtime = (await trainpool.webgpu(true))!;
+    const kernel = await trainpool.Kernel.open(program, runtime);
+    const { held } = window as unknown as { held: { buffers: number } };
+    const counts: number[] = [];
+    for (const steps of [2, 12]) {
+      await kernel.run({ ...task, steps }, vector, anchor, shard);
+      counts.push(held.buffers);
+    }
+    return counts;
+  });
+  expect(before).toBeGreaterThan(0);
+  expect(after).toBe(before);
+});
+
+test("a GPU is used if its first step agrees with WebAssembly's, and a software one only if asked for", async () => {
+  const choices = await page.evaluate(async () => {
+    const program = await trainpool.program("/vectors/tasks/dense/program");
+    const trial = await trainpool.trial("/vectors/tasks/dense");
+    const found: string[] = [];
+    const choose = async (wanted: "auto" | "webgpu" | "wasm") => {
+      const { kernel, why } = await trainpool.choice.choose(program, wanted, trial, 1);
+      found.push(`${kernel.runtime.backend}: ${why}`);
+      await kernel.close();
+    };
+    await choose("auto");
+    await choose("wasm");
+    await choose("webgpu");
+    const { writeBuffer } = GPUQueue.prototype;
+    GPUQueue.prototype.writeBuffer = function (buffer, at, data) {
+      // A GPU that loses the parameters; what the runtime itself writes goes through.
+      if (!(data instanceof Float32Array)) writeBuffer.call(this, buffer, at, data as BufferSource);
+    };
+    await choose("webgpu");
+    GPUAdapter.prototype.requestDevice = () => Promise.reject(new Error("the driver is gone"));
+    await choose("webgpu");
+    return found;
+  });
+  expect(choices[0]).toBe("wasm: the browser offers no GPU");
+  expect(choices[1]).toBe("wasm: WebAssembly was asked for");
+  expect(choices[2]).toMatch(/^webgpu: its first step agrees with WebAssembly's \(difference \d/);
+  expect(choices[3]).toMatch(/^wasm: the GPU's first step differs from WebAssembly's \(by \d/);
+  expect(choices[4]).toBe("wasm: the GPU does not run this program: the driver is gone");
+});

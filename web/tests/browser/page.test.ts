@@ -1,0 +1,90 @@
+// The page itself: a volunteer's way from files to a report.
+
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import type { Browser, Page } from "playwright-core";
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
+import { reportOf } from "../../src/messages";
+import { decode } from "../../src/safetensors";
+import { start } from "./chromium";
+import { type Site, serve } from "./serve";
+
+let site: Site;
+let browser: Browser;
+let page: Page;
+let strangers: string[];
+let complaints: string[];
+
+beforeAll(async () => {
+  site = await serve({ page: "dist-test" });
+  browser = await start();
+});
+
+afterAll(async () => {
+  await browser?.close();
+  site?.close();
+});
+
+beforeEach(async () => {
+  page = await browser.newPage();
+  [strangers, complaints] = [[], []];
+  page.on("request", (request) => {
+    if (!/^(blob:|data:)/.test(request.url()) && !request.url().startsWith(site.url)) strangers.push(request.url());
+  });
+  page.on("console", (message) => {
+    if (message.type() === "error") complaints.push(message.text());
+  });
+  page.on("pageerror", (error) => complaints.push(error.message));
+  await page.goto(`${site.url}/page/index.html`);
+});
+
+afterEach(() => page.close());
+
+function path(name: string): string {
+  return fileURLToPath(new URL(`../../../vectors/tasks/${name}`, import.meta.url));
+}
+
+async function choose(program: string, shard = program): Promise<void> {
+  const names = ["program.json", "train.onnx", "evaluate.onnx", "layout.json"];
+  await page.locator("#program").setInputFiles(names.map((name) => path(`${program}/program/${name}`)));
+  await page.locator("#task").setInputFiles(path(`${program}/task.safetensors`));
+  await page.locator("#shard").setInputFiles(path(`${shard}/shard.safetensors`));
+  await page.getByRole("button", { name: "Start" }).click();
+}
+
+test("files become a report, without any other host", async () => {
+  await choose("dense");
+  await page.getByText("Done. Thank you").waitFor();
+  expect(await page.locator("#steps").textContent()).toBe("20 of 20");
+  expect(await page.locator("#backend").textContent()).toMatch(/^the processor \(WebAssembly\)/);
+  expect(await page.locator("#why").textContent()).toBe("Chosen because: the browser offers no GPU.");
+  const [download] = await Promise.all([
+    page.waitForEvent("download"),
+    page.getByRole("link", { name: "Save the report" }).click(),
+  ]);
+  const { message, tensors } = decode(Uint8Array.from(readFileSync(await download.path())), reportOf);
+  const wanted = decode(Uint8Array.from(readFileSync(path("dense/report.safetensors"))), reportOf);
+  expect(message).toMatchObject({ task: 5, steps: 20, samples: 200 });
+  const [found, answer] = [tensors, wanted.tensors].map((all) => Array.from(all.get("delta")!.values as Float32Array));
+  const apart = Math.hypot(...found!.map((value, i) => value - answer![i]!));
+  expect(apart / Math.hypot(...answer!)).toBeLessThanOrEqual(1e-4);
+  expect(tensors.get("buffers")!.values).toHaveLength(0);
+  expect(strangers).toEqual([]);
+  expect(complaints).toEqual([]);
+});
+
+test("a shard that is not the task's is refused, and the next attempt works", async () => {
+  await choose("dense", "convolution");
+  await page.getByText("the shard is damaged or not the task's").waitFor();
+  await choose("dense");
+  await page.getByText("Done. Thank you").waitFor();
+});
+
+test("a program with a file of another's is refused in words", async () => {
+  const names = ["dense/program/program.json", "convolution/program/train.onnx"];
+  await page.locator("#program").setInputFiles(names.map(path));
+  await page.locator("#task").setInputFiles(path("dense/task.safetensors"));
+  await page.locator("#shard").setInputFiles(path("dense/shard.safetensors"));
+  await page.getByRole("button", { name: "Start" }).click();
+  await page.getByText(/It did not work: train\.onnx has [\d,]+ bytes, but the manifest says [\d,]+\./).waitFor();
+});
