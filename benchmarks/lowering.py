@@ -3,6 +3,7 @@
 1. Milliseconds a training step, batch 32: the package's CNN on 28x28 and ResNet-20 on 32x32. Each side in a process of
    its own, as the local pool starts its workers, in turn; the ratio is the median of the pairs'.
 2. Seconds to lower ResNet-20.
+3. Megabytes that a worker installs: `pip install` of this package without extras, all files of it and what it needs.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,23 @@ def measure(side: str, case: str, folder: Path) -> float:
     return seconds * 1e3
 
 
+def installed() -> float:
+    """Megabytes of a fresh installation without extras; pip's own files, which were there before, do not count."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "environment"
+        venv.create(place, with_pip=True)
+        python = place / ("Scripts" if os.name == "nt" else "bin") / "python"
+        before = weight(place)
+        command = [str(python), "-m", "pip", "install", "--quiet", str(Path(__file__).parent.parent)]
+        subprocess.run(command, check=True, capture_output=True)
+        return weight(place) - before
+
+
+def weight(folder: Path) -> float:
+    """Megabytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
 def main() -> None:
     """Lower, then measure in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,6 +110,7 @@ def main() -> None:
                 f"lowered in {seconds:.1f} s (aim 20), {lowered.nodes:,} operators",
                 flush=True,
             )
+    print(f"a worker without PyTorch: {installed():.0f} MB installed (aim 180)")
 
 
 if __name__ == "__main__":
