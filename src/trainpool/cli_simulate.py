@@ -247,7 +247,7 @@ def machines_of(context: typer.Context) -> "Machines":
     names = ("workers", "spread", "speed", "churn", "session", "latency", "hidden", "lost")
     return Machines(
         bandwidth=megabits(given["bandwidth"]),
-        trace="" if given["trace"] is None else str(given["trace"].resolve()),
+        trace="" if given["trace"] is None else str(Path(given["trace"]).resolve()),
         seed=given["fleet_seed"],
         **{name: given[name] for name in names},
     )
