@@ -1,8 +1,10 @@
-"""A lowered program on ONNX Runtime against the PyTorch kernel, one thread each, steps interleaved; `--quick` for less.
+"""A lowered program on ONNX Runtime against PyTorch, one thread each, in turn; `--quick` for less.
 
-1. Milliseconds a training step, batch 32: the package's CNN on 28x28 and ResNet-20 on 32x32. Each side in a process of
-   its own, as the local pool starts its workers, in turn; the ratio is the median of the pairs'.
+1. Milliseconds a training step, batch 32: the package's CNN on 28x28 and ResNet-20 on 32x32. Against PyTorch as
+   everybody writes it (eager, its own memory order), and against this package's kernel, which chooses the memory order.
+   Each side in a process of its own; the ratio is the median of the turns'.
 2. Seconds to lower ResNet-20.
+3. Megabytes that a worker installs: `pip install` of this package without extras, all files of it and what it needs.
 """
 
 import argparse
@@ -13,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from pathlib import Path
 
 import numpy as np
 import torch
+from speed import by_hand
 
 import trainpool as tp
 from trainpool import models, program
@@ -47,6 +51,12 @@ def experiment_of(case: str) -> tp.Experiment:
 def measure(side: str, case: str, folder: Path) -> float:
     """Milliseconds a step, in this process; the second of two tasks, the first warms up."""
     experiment, steps = experiment_of(case), CASES[case][3]
+    if side == "hand":
+        torch.set_num_threads(1)
+        x, y = (torch.from_numpy(part) for part in experiment.train)
+        x = experiment.preprocess(x)  # type: ignore[misc]
+        rates = [by_hand(experiment.model, x, y, Recipe(), n) for n in (4, min(steps, len(y) // 32))]
+        return 32e3 / rates[-1]
     kernel: Kernel
     if side == "onnx":
         kernel = OnnxKernel(program.load(folder))
@@ -60,6 +70,23 @@ def measure(side: str, case: str, folder: Path) -> float:
         task = Task(id=0, version=0, shard="s", recipe=Recipe(), seed=1, offset=0, steps=n, batch=32, progress=0.5)
         seconds = kernel.run(task, vector, None, {"x": x, "y": y}, out).seconds / n
     return seconds * 1e3
+
+
+def installed() -> float:
+    """Megabytes of a fresh installation without extras; pip's own files, which were there before, do not count."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "environment"
+        venv.create(place, with_pip=True)
+        python = place / ("Scripts" if os.name == "nt" else "bin") / "python"
+        before = weight(place)
+        command = [str(python), "-m", "pip", "install", "--quiet", str(Path(__file__).parent.parent)]
+        subprocess.run(command, check=True, capture_output=True)
+        return weight(place) - before
+
+
+def weight(folder: Path) -> float:
+    """Megabytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def main() -> None:
@@ -77,20 +104,25 @@ def main() -> None:
             lowered = tp.lower(experiment_of(case), Recipe(), proximal=False)
             seconds = time.perf_counter() - begin
             place = lowered.save(Path(folder) / str(number))
-            times: dict[str, list[float]] = {"torch": [], "onnx": []}
+            times: dict[str, list[float]] = {"hand": [], "torch": [], "onnx": []}
             for _ in range(3 if options.quick else 9):
                 for side, found in times.items():
                     environment = {**os.environ, "OMP_NUM_THREADS": "1"} | KEEP_MEMORY
                     command = [sys.executable, __file__, "--measure", side, case, str(place)]
                     output = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
                     found.append(json.loads(output))
-            ratio = statistics.median(a / b for a, b in zip(times["torch"], times["onnx"], strict=True))
-            torchs, ours = (statistics.median(found) for found in times.values())
+            hand, kernel = (
+                statistics.median(a / b for a, b in zip(times[side], times["onnx"], strict=True))
+                for side in ("hand", "torch")
+            )
+            each = [f"{statistics.median(found):.1f}" for found in times.values()]
             print(
-                f"{case}: {ratio:.2f} times PyTorch's speed (aim 1.0); {ours:.1f} ms a step against {torchs:.1f}; "
+                f"{case}: {hand:.2f} times PyTorch by hand (aim 1.0), {kernel:.2f} times this package's PyTorch "
+                f"kernel; {each[2]} ms a step against {each[0]} and {each[1]}; "
                 f"lowered in {seconds:.1f} s (aim 20), {lowered.nodes:,} operators",
                 flush=True,
             )
+    print(f"a worker without PyTorch: {installed():.0f} MB installed (aim 180)")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 import trainpool as tp
-from trainpool import strategies
 from trainpool.data import default_cache, named
 from trainpool.display import duration
 from trainpool.experiment import named_experiment
 from trainpool.plots import curves
 
-METHODS = ("serial", "parallel-sgd", "admm", "downpour")
+METHODS = ("serial", "auto", "parallel-sgd", "admm", "downpour")
 PACKAGE = "dataset-fashion-mnist"
 
 
@@ -57,7 +56,7 @@ def main() -> None:
         count = 1 if name == "serial" else workers
         result = tp.train(
             named_experiment("fashion-mnist", "cnn", cache=cache),
-            strategy=strategies.build(name),
+            strategy=name,
             pool=tp.LocalPool(count, threads=1),
             epochs=options.epochs,
             out=options.out / name,

@@ -192,3 +192,13 @@ def test_an_experiment_of_the_wrong_kind_is_named(tmp_path: Path, cache: Path) -
 def test_debug_shows_the_traceback(cache: Path) -> None:
     result = RUNNER.invoke(app, ["train", "--strategy", "nonsense", "--debug"])
     assert type(result.exception).__name__ == "ConfigError"
+
+
+def test_the_users_files_are_not_taken_for_the_standard_librarys(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "struct.py").write_text("raise RuntimeError('a file of the user')")
+    options = ("--data", "digits", "--model", "logistic", "--workers", "1", "--epochs", "0.2", "--cache", str(cache))
+    code, _, errors = invoke("train", *options, "--out", "run", "--quiet")
+    assert code == 0, errors

@@ -3,7 +3,7 @@ import { defineConfig } from "vitest/config";
 const chromium = {
   globalSetup: "tests/browser/build.ts",
   fileParallelism: false,
-  testTimeout: 600_000,
+  testTimeout: 1_200_000,
   hookTimeout: 600_000,
 };
 const coverage = "tests/browser/coverage.test.ts";

@@ -247,7 +247,7 @@ def machines_of(context: typer.Context) -> "Machines":
     names = ("workers", "spread", "speed", "churn", "session", "latency", "hidden", "lost")
     return Machines(
         bandwidth=megabits(given["bandwidth"]),
-        trace="" if given["trace"] is None else str(given["trace"].resolve()),
+        trace="" if given["trace"] is None else str(Path(given["trace"]).resolve()),
         seed=given["fleet_seed"],
         **{name: given[name] for name in names},
     )
@@ -279,12 +279,13 @@ def numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[Any,
 def question_of(context: typer.Context) -> "Question":
     """The question that the options of `compare` ask."""
     from trainpool import strategies
+    from trainpool.auto import AUTO
     from trainpool.errors import ConfigError
     from trainpool.question import Method, Question
     from trainpool.results import REFERENCE
 
     given = context.params
-    names = (given["strategies"] or ",".join(strategies.discover())).split(",")
+    names = (given["strategies"] or ",".join([AUTO, *strategies.discover()])).split(",")
     methods = tuple(Method.parse(name) for name in names if name.strip() and name.strip() != REFERENCE)
     if given["rate"] is not None and "rates" in explicit(context):
         raise ConfigError("give --rate for one learning rate, or --rates for several to choose from")

@@ -101,7 +101,7 @@ class Crew:
         for number in range(count):
             with log.open("ab") as file:
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "trainpool.crew"],
+                    [sys.executable, "-P", "-m", "trainpool.crew"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=file,

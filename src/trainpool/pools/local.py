@@ -66,7 +66,7 @@ class Process:
         self.slot = Slot(self.memory, job.layout, job.dtype)
         with job.log.open("ab") as log:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "trainpool.worker"],
+                [sys.executable, "-P", "-m", "trainpool.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
