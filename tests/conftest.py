@@ -1,5 +1,9 @@
-"""Shared pieces: a small experiment, and a cache that all tests of one process use."""
+"""Shared pieces: a small experiment, a cache that all tests of one process use, Node.js and Chromium."""
 
+import fcntl
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ from hypothesis import settings
 from torch import nn
 
 import trainpool as tp
+from node import WEB, run
 
 # No deadlines: a busy machine is no bug. The same examples every time: a failure here is a failure everywhere.
 settings.register_profile("trainpool", deadline=None, derandomize=True)
@@ -19,6 +24,31 @@ settings.load_profile("trainpool")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder of the tests' own."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def npm() -> str:
+    """npm, with the packages of web/package-lock.json in place."""
+    found, node = shutil.which("npm"), shutil.which("node")
+    if found is None or node is None:
+        pytest.skip("Node.js and npm are not installed: the browser's worker is not tested")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip("v\n")
+    if tuple(map(int, version.split(".")[:2])) < (20, 19):
+        pytest.skip(f"Node.js {version} is too old for the browser's tools: 20.19 or newer is needed")
+    lock, done = WEB / "package-lock.json", WEB / "node_modules" / ".package-lock.json"
+    with lock.open() as held:  # pytest's processes install once, not each
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
+            run(found, "ci")
+    return found
+
+
+@pytest.fixture(scope="session")
+def chromium() -> None:
+    """Chromium is there."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    if not any(map(shutil.which, names)) and "CHROMIUM" not in os.environ:
+        pytest.skip("Chromium is not installed (or name it in CHROMIUM): the browser's kernel is not tested")
 
 
 def small_data(samples: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

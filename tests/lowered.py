@@ -2,9 +2,11 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 import trainpool as tp
@@ -13,6 +15,37 @@ from trainpool.kernels.torch import TorchKernel, vector_of
 from trainpool.lowering import Lowered, lower
 from trainpool.lowering.check import in_float64, relative
 from trainpool.messages import Recipe, Task
+
+STEADY = Recipe(learning_rate=0.05, batch_size=6, schedule="constant")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training of some steps that every kernel does alike."""
+
+    make: Callable[[], nn.Module]
+    x: np.ndarray
+    y: np.ndarray
+    loss: str | Callable[[Any, Tensor], Tensor] = "cross-entropy"
+    recipe: Recipe = STEADY
+    steps: int = 5
+    rho: float = 0.0
+    augment: Callable[[Tensor], Tensor] | None = None
+
+    def model(self) -> nn.Module:
+        """The same parameters each time."""
+        torch.manual_seed(0)
+        return self.make()
+
+    def experiment(self) -> tp.Experiment:
+        return tp.Experiment(self.model(), (self.x, self.y), loss=self.loss, augment=self.augment)
+
+    def agrees(self) -> Lowered:
+        """See that ONNX Runtime trains as PyTorch does."""
+        return agree(
+            self.model(), self.x, self.y, loss=self.loss, recipe=self.recipe, steps=self.steps, rho=self.rho,
+            augment=self.augment,
+        )  # fmt: skip
 
 
 def task_of(recipe: Recipe, steps: int, batch: int, rho: float = 0.0) -> Task:
@@ -66,7 +99,7 @@ def agree(
 
     Where float32 itself is further from float64 than the bound, the program may be twice as far as PyTorch is.
     """
-    recipe = recipe or Recipe(learning_rate=0.05, batch_size=6, schedule="constant")
+    recipe = recipe or STEADY
     experiment = tp.Experiment(model, (x, y), loss=loss, augment=augment, preprocess=preprocess)
     lowered = lower(experiment, recipe, proximal=rho > 0, steps=1)
     assert lowered.comparison.evaluation < 1e-4

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import trainpool as tp
-from lowered import agree, task_of
+from lowered import task_of
+from network_cases import AUGMENTATIONS, BYTES, COLOURS, LABELS, LOSSES, NETWORKS, PLAIN, SHARD
 from trainpool import models, rng
-from trainpool.augment import Noise, RandomCrop, RandomFlip
+from trainpool.augment import RandomCrop, RandomFlip
 from trainpool.errors import LoweringError, ModelError
 from trainpool.kernels.onnx import OnnxKernel
 from trainpool.kernels.protocol import KernelError
@@ -20,147 +21,21 @@ from trainpool.kernels.torch import TorchKernel, vector_of
 from trainpool.lowering import lower
 from trainpool.messages import Recipe, Task
 
-GENERATOR = np.random.default_rng(0)
-BYTES = GENERATOR.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
-COLOURS = GENERATOR.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
-LABELS = GENERATOR.integers(0, 5, 40)
-SHARD = {"x": BYTES, "y": LABELS}
-PLAIN = {"learning_rate": 0.02, "batch_size": 8}
-
-
-class Separable(nn.Sequential):
-    """Depthwise and pointwise convolutions, as MobileNet."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Hardswish(),
-            nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU6(),
-            nn.Conv2d(8, 12, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(12, 5),
-        )  # fmt: skip
-
-
-class UNet(nn.Module):
-    """Down, up, and a shortcut; a class for every pixel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down1, self.down2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
-        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
-        self.norm, self.out = nn.GroupNorm(3, 12), nn.Conv2d(12, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = functional.relu(self.down1(x))
-        b = functional.relu(self.down2(functional.max_pool2d(a, 2)))
-        return self.out(self.norm(torch.cat([a, self.up(b)], 1)))
-
-
-class ViT(nn.Module):
-    """Patches, a class token, one transformer layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 8, 4, stride=4)
-        self.token, self.places = nn.Parameter(torch.zeros(1, 1, 8)), nn.Parameter(torch.zeros(1, 5, 8))
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, 0.1, "gelu", batch_first=True, norm_first=True)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        words = self.patches(x).flatten(2).transpose(1, 2)
-        words = torch.cat([self.token.expand(len(x), -1, -1), words], 1) + self.places
-        return self.head(self.layer(words)[:, 0])
-
-
-class Video(nn.Sequential):
-    """Convolutions in space, then in time: R(2+1)D."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            nn.Conv3d(3, 6, (1, 3, 3), padding=(0, 1, 1)), nn.BatchNorm3d(6), nn.ReLU(),
-            nn.Conv3d(6, 6, (3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)), nn.ReLU(), nn.MaxPool3d((1, 2, 2)),
-            nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 5),
-        )  # fmt: skip
-
-
-class Shared(nn.Module):
-    """One weight in two places, a frozen one, and one that nothing uses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(64, 5), nn.Linear(64, 5)
-        self.b.weight = self.a.weight
-        self.a.bias.requires_grad_(False)
-        self.unused = nn.Parameter(torch.ones(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        return self.a(x) + torch.tanh(self.b(x * x))
-
-
-FILM = GENERATOR.integers(0, 256, (24, 3, 4, 6, 6), dtype=np.uint8)
-PIXELS = GENERATOR.integers(0, 4, (40, 8, 8))
-NETWORKS = {
-    "cnn": (lambda: models.build("cnn", (1, 8, 8), 5), BYTES, LABELS, {}, 0.0),
-    "cnn, proximal": (lambda: models.build("cnn", (1, 8, 8), 5), BYTES, LABELS, {"momentum": 0.9}, 0.3),
-    "mlp": (lambda: models.build("mlp", (1, 8, 8), 5), BYTES, LABELS, {"optimizer": "adamw", "weight_decay": 0.1}, 0.0),
-    "logistic": (
-        lambda: models.build("logistic", (1, 8, 8), 5), BYTES, LABELS,
-        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "clip_norm": 0.5}, 0.1,
-    ),
-    "resnet20": (lambda: models.build("resnet20", (3, 8, 8), 5), COLOURS, LABELS, {"learning_rate": 1e-3}, 0.0),
-    "resnet20, batch": (
-        lambda: models.build("resnet20", (3, 8, 8), 5, norm="batch"), COLOURS, LABELS,
-        {"learning_rate": 1e-3, "momentum": 0.9}, 0.0,
-    ),
-    "separable": (Separable, COLOURS, LABELS, {"momentum": 0.9}, 0.0),
-    "u-net": (UNet, COLOURS, PIXELS, {"optimizer": "adamw", "clip_norm": 1.0}, 0.0),
-    "vit": (ViT, COLOURS, LABELS, {"optimizer": "adamw", "betas": (0.8, 0.95), "epsilon": 1e-6}, 0.2),
-    "video": (Video, FILM, LABELS[:24], {}, 0.0),
-    "shared weights": (Shared, BYTES, LABELS, {"weight_decay": 0.1}, 0.1),
-}  # fmt: skip
-
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_trains_as_in_pytorch(name: str) -> None:
-    make, x, y, changes, rho = NETWORKS[name]
-    torch.manual_seed(0)
-    agree(make(), x, y, recipe=Recipe(**{**PLAIN, **changes}), steps=20, rho=rho)
-
-
-def masked(output: Tensor, target: Tensor) -> Tensor:
-    seen = (target > 0).to(output.dtype)
-    return (functional.mse_loss(output, target, reduction="none") * seen).sum() / seen.sum().clamp(min=1)
-
-
-REAL = GENERATOR.standard_normal((40, 5), dtype=np.float32)
-LOSSES = {
-    "cross-entropy": ("cross-entropy", LABELS),
-    "cross-entropy of distributions": ("cross-entropy", np.exp(REAL) / np.exp(REAL).sum(1, keepdims=True)),
-    "half-squared-error": ("half-squared-error", LABELS),
-    "mse": ("mse", REAL),
-    "smoothed": (lambda o, t: functional.cross_entropy(o, t, label_smoothing=0.1), LABELS),
-    "weighted": (lambda o, t: functional.cross_entropy(o, t, weight=torch.arange(1.0, 6.0).to(o.dtype)), LABELS),
-    "ignoring": (lambda o, t: functional.cross_entropy(o, t, ignore_index=2), LABELS),
-    "binary": (lambda o, t: functional.binary_cross_entropy_with_logits(o, t), (REAL > 0).astype(np.float32)),
-    "smooth l1": (lambda o, t: functional.smooth_l1_loss(o, t), REAL),
-    "huber": (lambda o, t: functional.huber_loss(o, t, delta=0.5), REAL),
-    "divergence": (lambda o, t: functional.kl_div(o.log_softmax(1), t.softmax(1), reduction="batchmean"), REAL),
-    "masked": (masked, REAL),
-}
+    NETWORKS[name].agrees()
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_trains_as_in_pytorch(name: str) -> None:
-    loss, y = LOSSES[name]
-    torch.manual_seed(0)
-    agree(models.build("logistic", (1, 8, 8), 5), BYTES, y, loss=loss, recipe=Recipe(**PLAIN))
+    LOSSES[name].agrees()
 
 
-@pytest.mark.parametrize(
-    "augment", [RandomCrop(2), RandomFlip(), Noise(10.0), nn.Sequential(RandomCrop(1), RandomFlip())], ids=str
-)
-def test_augmentation_draws_the_same_numbers_on_both_kernels(augment: nn.Module) -> None:
-    model = models.build("logistic", (1, 8, 8), 5)
-    lowered = agree(model, BYTES, LABELS, augment=augment, recipe=Recipe(**PLAIN))
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation_draws_the_same_numbers_on_both_kernels(name: str) -> None:
+    model = AUGMENTATIONS[name].model()
+    lowered = AUGMENTATIONS[name].agrees()
     assert lowered.program.noise
     plain = lower(tp.Experiment(model, (BYTES, LABELS)), Recipe(**PLAIN), proximal=False)
     outs = []

@@ -5,7 +5,9 @@ import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest
 import { reportOf } from "../../src/messages";
 import { decode } from "../../src/safetensors";
 import { bytes, json } from "../vectors";
+import { PAGE } from "./build";
 import { start } from "./chromium";
+import { distance } from "./distance";
 import type { Trainpool } from "./kernel";
 import { type Site, serve } from "./serve";
 
@@ -17,7 +19,7 @@ let browser: Browser;
 let page: Page;
 
 beforeAll(async () => {
-  site = await serve({ page: "dist-test", vectors: "../vectors" });
+  site = await serve({ page: PAGE, vectors: "../vectors" });
   browser = await start();
 });
 
@@ -61,15 +63,6 @@ function watchMemory(): void {
     };
     return buffer;
   };
-}
-
-function distance(one: ArrayLike<number>, two: ArrayLike<number>): number {
-  let [apart, whole] = [0, 0];
-  for (let i = 0; i < two.length; i++) {
-    apart += (one[i]! - two[i]!) ** 2;
-    whole += two[i]! ** 2;
-  }
-  return apart === 0 ? 0 : Math.sqrt(apart / whole);
 }
 
 for (const name of ["convolution", "dense"]) {

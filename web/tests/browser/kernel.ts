@@ -5,7 +5,7 @@ import { Kernel } from "../../src/kernel";
 import { shardOf, taskOf } from "../../src/messages";
 import { load } from "../../src/program";
 import { wasm, webgpu } from "../../src/runtime";
-import { decode } from "../../src/safetensors";
+import { decode, type Tensors } from "../../src/safetensors";
 
 async function bytes(url: string): Promise<Uint8Array<ArrayBuffer>> {
   const response = await fetch(url);
@@ -23,10 +23,15 @@ async function program(folder: string) {
 async function trial(folder: string): Promise<choice.Trial> {
   const { message: task, tensors } = decode(await bytes(`${folder}/task.safetensors`), taskOf);
   const floats = (name: string) => tensors.get(name)?.values as Float32Array<ArrayBuffer>;
-  const shard = decode(await bytes(`${folder}/shard.safetensors`), shardOf).tensors;
-  return { task, vector: floats("vector"), anchor: tensors.has("anchor") ? floats("anchor") : undefined, shard };
+  const anchor = tensors.has("anchor") ? floats("anchor") : undefined;
+  return { task, vector: floats("vector"), anchor, shard: await shard(`${folder}/shard.safetensors`) };
 }
 
-const trainpool = { Kernel, choice, program, trial, wasm, webgpu };
+/** A shard's samples. */
+async function shard(file: string): Promise<Tensors> {
+  return decode(await bytes(file), shardOf).tensors;
+}
+
+const trainpool = { Kernel, choice, program, shard, trial, wasm, webgpu };
 export type Trainpool = typeof trainpool;
 Object.assign(window, { trainpool });

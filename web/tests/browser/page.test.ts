@@ -6,6 +6,7 @@ import type { Browser, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
 import { reportOf } from "../../src/messages";
 import { decode } from "../../src/safetensors";
+import { PAGE } from "./build";
 import { start } from "./chromium";
 import { type Site, serve } from "./serve";
 
@@ -16,7 +17,7 @@ let strangers: string[];
 let complaints: string[];
 
 beforeAll(async () => {
-  site = await serve({ page: "dist-test" });
+  site = await serve({ page: PAGE });
   browser = await start();
 });
 

@@ -1,0 +1,127 @@
+"""Every layer and network that programs are promised to know, trained in Chromium: on WebAssembly and on WebGPU."""
+
+import copy
+import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from layer_cases import LAYERS, TIES
+from lowered import Case, task_of
+from network_cases import AUGMENTATIONS, LOSSES, NETWORKS
+from node import run
+from trainpool import wire
+from trainpool.kernels.torch import TorchKernel, layout_of, vector_of
+from trainpool.lowering import lower
+from trainpool.lowering.check import in_float64, relative
+
+CASES: dict[str, Case] = {
+    **LAYERS,
+    **TIES,
+    **{f"network: {name}": case for name, case in NETWORKS.items()},
+    **{f"loss: {name}": case for name, case in LOSSES.items()},
+    **{f"augmentation: {name}": case for name, case in AUGMENTATIONS.items()},
+}
+TRANSPOSED = "Only Conv2d or Conv1d"
+GROUPED = "Conv3D does not support grouped"
+REFUSED = {
+    "network: video": TRANSPOSED,
+    "convolution: 3d": TRANSPOSED,
+    "convolution: 3d stride groups": GROUPED,
+    "convolution: 3d transposed": TRANSPOSED,
+    "pooling: max 3d overlapping": TRANSPOSED,
+    "pooling: average 3d": TRANSPOSED,
+    "pooling: average 3d padded": TRANSPOSED,
+}
+"""What ONNX Runtime's WebGPU provider refuses, and its words: it has no transposed convolution in three dimensions,
+which is the gradient of a convolution's input, and no grouped one. Where it learns them, these tests fail."""
+LARGE = {"network: resnet20": 5, "network: resnet20, batch": 5}
+"""Steps of networks of which twenty take minutes on WebGPU without a GPU."""
+SAMPLES = 100
+"""As many as a program evaluates at once, so that losses that are no mean over samples agree as well."""
+
+
+def write(name: str, folder: Path) -> dict[str, Any]:
+    """A case's files: program, task, shard, samples to evaluate on, float64's answer. Returns its entry in the index.
+
+    `rounding` says how far PyTorch in float32 is from that answer, of the answer's size.
+    """
+    torch.set_num_threads(1)
+    case = CASES[name]
+    experiment = case.experiment()
+    vector, cut = vector_of(experiment.model), layout_of(experiment.model).trainable
+    task, anchor = (
+        task_of(case.recipe, LARGE.get(name, case.steps), case.recipe.batch_size, case.rho),
+        vector[:cut] * np.float32(0.9),
+    )
+    shard = {"x": case.x, "y": case.y}
+    lowered = lower(experiment, case.recipe, proximal=case.rho > 0, steps=1)
+    lowered.save(folder / "program")
+
+    kernel = TorchKernel(
+        copy.deepcopy(experiment.model), experiment.loss_function(), experiment.preprocess, augment=case.augment
+    )
+    found = np.empty_like(vector)
+    report = kernel.run(task, vector, anchor, shard, found)
+    exact = in_float64(experiment, task, vector, anchor, shard)
+    assert np.linalg.norm(exact[:cut]) > 1e-6, f"{name}: nothing was trained"
+    rows = np.arange(SAMPLES) % len(case.y)
+    test = {"x": case.x[rows], "y": case.y[rows]}
+
+    answer = exact.astype(np.float32)
+    files = {
+        "task": wire.encode(task, {"vector": vector} | ({"anchor": anchor} if case.rho else {})),
+        "shard": wire.encode({"copy": 0}, shard),
+        "test": wire.encode({"copy": 0}, test),
+        "report": wire.encode(report, {"delta": answer[:cut], "buffers": answer[cut:]}),
+    }
+    for file, data in files.items():
+        (folder / f"{file}.safetensors").write_bytes(data)
+    return {
+        "name": name,
+        "folder": folder.name,
+        "rounding": {
+            "delta": relative(found[:cut], exact[:cut]),
+            "buffers": relative(found[cut:], exact[cut:]),
+        },
+        "evaluation": kernel.evaluate(vector, test).loss,
+        "operators": lowered.program.operators,
+    }
+
+
+def on_webgpu(index: list[dict[str, Any]]) -> set[str]:
+    """Shaders take seconds to compile without a GPU: the networks, what is refused, and each operator at least once."""
+    chosen: set[str] = set()
+    seen: set[str] = set()
+    for case in sorted(index, key=lambda case: case["name"].split(": ")[0] != "network"):
+        name, operators = case["name"], set(case["operators"])
+        if name.startswith("network: ") or name in REFUSED or not operators <= seen:
+            chosen.add(name)
+            if name not in REFUSED:
+                seen |= operators
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases' files and their index."""
+    root = tmp_path_factory.mktemp("coverage")
+    folders = [root / str(number) for number in range(len(CASES))]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        index = list(pool.map(write, CASES, folders))
+    chosen = on_webgpu(index)
+    marks = [
+        {"name": case["name"], "webgpu": case["name"] in chosen, "refused": REFUSED.get(case["name"])} for case in index
+    ]
+    (root / "index.json").write_text(json.dumps([case | mark for case, mark in zip(index, marks, strict=True)]))
+    return root
+
+
+@pytest.mark.usefixtures("chromium")
+def test_every_layer_and_network_trains_in_chromium(npm: str, folder: Path) -> None:
+    run(npm, "run", "test:coverage", COVERAGE=str(folder))
