@@ -27,7 +27,7 @@ CASES = {
     "16-spread1": f"--strategies {THREE} --workers 16 --spread 1 --epochs 0.7 --rate 0.1 {COMMON}",
     "16-spread8-skew": f"--strategies {THREE} --workers 16 --spread 8 --skew 5 --epochs 0.7 --rate 0.1 {COMMON}",
     "16-spread8-lines": f"--strategies {THREE} --workers 16 --spread 8 --speed 100 --bandwidth 20:100 --latency 0.05 "
-    f"--epochs 0.7 --rate 0.1 {COMMON}",
+    f"--epochs 2 --rate 0.1 {COMMON}",
     "4-spread1": f"--strategies {THREE} --workers 4 --spread 1 --epochs 0.7 --rate 0.1 {COMMON}",
     "64-spread8": f"--strategies {THREE} --workers 64 --spread 8 --rate 0.1 {COMMON} {LONG}",
     "64-spread1": f"--strategies {THREE} --workers 64 --spread 1 --rate 0.1 {COMMON} {LONG}",

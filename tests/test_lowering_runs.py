@@ -1,16 +1,18 @@
 """Whole runs with `kernel="onnx"`: workers without PyTorch, and the command line."""
 
+import copy
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import trainpool as tp
-from trainpool import program, training
+from trainpool import program, training, wire
 from trainpool.cli import app
 from trainpool.data.shards import load as load_shard
 from trainpool.errors import ConfigError
@@ -63,14 +65,27 @@ assert held.isdisjoint(["torch", "onnx", "cloudpickle"])
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
 
 
-def test_a_run_goes_on_from_its_folder(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
-    options = {"recipe": Recipe(batch_size=16), "cache": cache, "kernel": "onnx", "strategy": tp.Serial(), "epochs": 2}
-    run = training.begin(experiment, out=tmp_path / "r", pool=tp.LocalPool(1, threads=1), **options)
-    assert (tmp_path / "r" / "program" / "program.json").exists()
+def test_a_run_goes_on_from_where_it_broke_off(
+    experiment: tp.Experiment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"recipe": Recipe(batch_size=16), "cache": cache, "kernel": "onnx", "epochs": 2}
+    options |= {"strategy": tp.ParallelSGD(rounds=5), "pool": tp.LocalPool(1, threads=1)}
+    whole = tp.train(copy.deepcopy(experiment), quiet=True, **options)
+    run = training.begin(experiment, out=tmp_path / "r", **options)
+    written = wire.write
+
+    def full(path: Path, data: bytes) -> None:
+        if path.parent.name == "blobs" and int(path.stem) > 4:
+            raise OSError(28, "No space left on device")
+        written(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "write", full)
+        with pytest.raises(tp.RunError, match="No space left"):
+            training.carry_on(run, quiet=True)
     result = training.resume(run.home, quiet=True)
-    whole = tp.train(experiment, pool=tp.LocalPool(1, threads=1), quiet=True, **options)
     assert result.summary["samples"] == whole.summary["samples"] == 800
-    assert not np.array_equal(result.parameters, np.zeros_like(result.parameters))
+    assert np.array_equal(result.parameters, whole.parameters)
 
 
 def test_what_a_program_cannot_do_is_said_before_the_start(

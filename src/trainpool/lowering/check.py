@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "compare", "relative"]
 
 THREADS = 1
+TOLERANCE = 1e-3
+"""Largest difference of a few steps' update, relative to the update. Rounding stays far below; but where it decides
+which of two numbers is the maximum, any two kernels may differ by more."""
+ATTEMPTS = 5
+"""Tasks that are compared where the first one differs: what rounding decided in one of them does not count."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,16 @@ class Comparison:
     torch_seconds: float
     """Of PyTorch's."""
 
+    @property
+    def limit(self) -> float:
+        """How far apart rounding may bring the two, which some steps of some networks multiply."""
+        return max(TOLERANCE, 3 * self.torch_exact)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the program computes what PyTorch does."""
+        return self.exact <= self.limit and self.buffers <= self.limit and self.evaluation <= TOLERANCE
+
 
 def relative(found: Vector, wanted: Vector) -> float:
     """‖found - wanted‖/‖wanted‖; 0 where both are nothing."""
@@ -63,12 +79,12 @@ def compare(
 ) -> Comparison:
     """Run the same task on both kernels, with a proximal term where there is one; then the same evaluation.
 
-    Without `each`, the loss is no mean over samples, and only whole batches can be compared.
+    Without `each`, the loss is no mean over samples, and only whole batches can be compared. Where the two differ, the
+    median difference of several tasks, in other orders of the samples, tells rounding from a mistake.
     """
-    batch = loaded.program.batch
     task = Task(
-        id=0, version=0, shard="0", recipe=recipe, seed=1, offset=0, steps=steps, batch=batch, progress=0.5,
-        anchored=proximal, rho=0.01 if proximal else 0.0,
+        id=0, version=0, shard="0", recipe=recipe, seed=1, offset=0, steps=steps, batch=loaded.program.batch,
+        progress=0.5, anchored=proximal, rho=0.01 if proximal else 0.0,
     )  # fmt: skip
     anchor = vector[: loaded.layout.trainable] * np.float32(0.9)
     own = TorchKernel(
@@ -78,32 +94,41 @@ def compare(
         augment=experiment.augment,
     )
     kernels = (OnnxKernel(loaded, threads=THREADS), own)
-    exact = in_float64(experiment, task, vector, anchor, {"x": x, "y": y})
     shard = {"x": x, "y": y}
     size = loaded.program.evaluation_batch
     rows = np.arange(size + 1 if each else 2 * size) % len(y)
     test = {"x": x[rows], "y": y[rows]}
-    deltas, seconds, losses = [], [], []
+    cut = loaded.layout.trainable
+
+    def measure(task: Task) -> Comparison:
+        exact = in_float64(experiment, task, vector, anchor, shard)
+        deltas, seconds, losses = [], [], []
+        for kernel in kernels:
+            out = np.empty_like(vector)
+            kernel.run(task, vector, anchor, shard, out)  # the first one warms up
+            report = kernel.run(task, vector, anchor, shard, out)
+            deltas.append(out)
+            seconds.append(report.seconds / steps)
+            losses.append(kernel.evaluate(vector, test).loss)
+        return Comparison(
+            steps,
+            relative(deltas[0][:cut], deltas[1][:cut]),
+            relative(deltas[0][:cut], exact[:cut]),
+            relative(deltas[1][:cut], exact[:cut]),
+            relative(deltas[0][cut:], deltas[1][cut:]),
+            abs(losses[0] - losses[1]) / max(abs(losses[1]), 1e-30),
+            *seconds,
+        )
+
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
-    for kernel in kernels:
-        out = np.empty_like(vector)
-        kernel.run(task, vector, anchor, shard, out)  # the first one warms up
-        report = kernel.run(task, vector, anchor, shard, out)
-        deltas.append(out)
-        seconds.append(report.seconds / steps)
-        losses.append(kernel.evaluate(vector, test).loss)
-    torch.set_num_threads(threads)
-    cut = loaded.layout.trainable
-    return Comparison(
-        steps,
-        relative(deltas[0][:cut], deltas[1][:cut]),
-        relative(deltas[0][:cut], exact[:cut]),
-        relative(deltas[1][:cut], exact[:cut]),
-        relative(deltas[0][cut:], deltas[1][cut:]),
-        abs(losses[0] - losses[1]) / max(abs(losses[1]), 1e-30),
-        *seconds,
-    )
+    try:
+        found = [measure(task)]
+        while not found[0].agrees and len(found) < ATTEMPTS:
+            found.append(measure(msgspec.structs.replace(task, seed=len(found) + 1)))
+    finally:
+        torch.set_num_threads(threads)
+    return sorted(found, key=lambda one: one.exact)[len(found) // 2]
 
 
 def in_float64(

@@ -30,8 +30,6 @@ from trainpool.vector import Layout
 __all__ = ["Lowered", "lower"]
 
 EVALUATION_BATCH = 100
-TOLERANCE = 1e-3
-"""Largest difference of a few steps' update from PyTorch's, relative to the update: rounding stays far below."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,12 @@ class Lowered:
             LoweringError: it does not, beyond rounding.
         """
         found = self.comparison
-        limit = max(TOLERANCE, 3 * found.torch_exact)  # rounding, which some steps of some networks multiply
-        if not found.exact <= limit or not found.buffers <= limit or not found.evaluation <= TOLERANCE:
+        if not found.agrees:
             raise LoweringError(
                 f"the program is not what PyTorch computes: after {found.steps} steps the update differs by "
                 f"{found.exact:.1e} of its size, the buffers by {found.buffers:.1e}, the evaluation by "
-                f"{found.evaluation:.1e} (at most {limit:.0e}); does the model keep state outside of its buffers, "
-                "or draw random numbers with another library?"
+                f"{found.evaluation:.1e} (at most {found.limit:.0e}); does the model keep state outside of its "
+                "buffers, or draw random numbers with another library?"
             )
 
 

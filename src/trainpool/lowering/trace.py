@@ -26,7 +26,7 @@ from trainpool.lowering.decompositions.normalisation import batch_norm
 __all__ = ["Trail", "trace"]
 
 HERE = str(Path(__file__).parent)
-NOISE = str(Path(noise.__file__))
+KERNELS = str(Path(noise.__file__).parent)
 TORCH = str(Path(torch.__file__).parent)
 EARLY = {torch.ops.aten.native_batch_norm.default: batch_norm}
 """Taken apart at once: it changes its running statistics without saying so."""
@@ -35,7 +35,7 @@ EARLY = {torch.ops.aten.native_batch_norm.default: batch_norm}
 @cache
 def users(file: str) -> bool:
     """Whether a file is the user's, neither PyTorch's nor ours."""
-    return not file.startswith((TORCH, HERE, NOISE)) and "<" not in file
+    return not file.startswith((TORCH, HERE, KERNELS)) and "<" not in file
 
 
 class Trail(TorchFunctionMode):
@@ -47,6 +47,8 @@ class Trail(TorchFunctionMode):
         self.stack: list[str] = []
         self.hooks: list[Any] = []
         self.seen: dict[Any, str] = {}
+        self.last = ""
+        """Where the last operator came from that came from the user's code."""
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """A module begins."""
@@ -60,7 +62,7 @@ class Trail(TorchFunctionMode):
         """Where the program is now: the module's path and the line that is the user's."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and not users(frame.f_code.co_filename):
-            frame = frame.f_back
+            frame = None if frame.f_code is trace.__code__ else frame.f_back  # what called us is not the model's
         module = next((name for name in reversed(self.stack) if name), "")
         parts = [f"module {module}"] if module else []
         if frame is not None:
@@ -71,12 +73,17 @@ class Trail(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called for every PyTorch function while the mode is active."""
         place = self.place()
-        record.current_meta["stack_trace"] = place
+        self.note(place)
         result = func(*args, **(kwargs or {}))
         for item in torch.utils._pytree.tree_leaves(result):
             if isinstance(item, Tensor):
                 self.follow(item.grad_fn, place)
         return result
+
+    def note(self, place: str) -> None:
+        """Say where the next operators come from."""
+        record.current_meta["stack_trace"] = place
+        self.last = place or self.last
 
     def follow(self, node: Any, place: str) -> None:
         """Remember where an autograd node, and those that came to be with it, were made."""
@@ -91,7 +98,8 @@ class Trail(TorchFunctionMode):
     def watch(self, loss: Tensor) -> None:
         """From here on the gradient is taken: tell for each operator what it belongs to."""
         for node, place in self.seen.items():
-            self.hooks.append(node.register_prehook(lambda _, place=place: mark(place)))
+            place = f"the gradient of {place}" if place else ""
+            self.hooks.append(node.register_prehook(lambda _, place=place: self.note(place)))
 
     @contextmanager
     def active(self, model: nn.Module) -> Iterator[None]:
@@ -107,11 +115,6 @@ class Trail(TorchFunctionMode):
             for handle in [*handles, *self.hooks]:
                 handle.remove()
             self.seen.clear()
-
-
-def mark(place: str) -> None:
-    """Say where the next operators come from."""
-    record.current_meta["stack_trace"] = f"the gradient of {place}"
 
 
 def trace(function: Callable[..., Any], arguments: Sequence[Any], model: nn.Module, trail: Trail) -> GraphModule:
@@ -137,8 +140,7 @@ def trace(function: Callable[..., Any], arguments: Sequence[Any], model: nn.Modu
         except TrainpoolError:
             raise
         except Exception as error:
-            place = record.current_meta.get("stack_trace", "")
-            raise LoweringError(f"{explain(error)}{f' ({place})' if place else ''}") from error
+            raise LoweringError(f"{explain(error)}{f' ({trail.last})' if trail.last else ''}") from error
         leaves = torch.utils._pytree.tree_leaves(list(arguments))
         flat = Flat(first)
         second: GraphModule = make_fx(

@@ -24,8 +24,6 @@ interface Case {
   readonly evaluation: number;
   /** Whether it runs on WebGPU as well. */
   readonly webgpu: boolean;
-  /** What the WebGPU provider says to it, where it is known to refuse. */
-  readonly refused: string | null;
 }
 
 const FOLDER = process.env.COVERAGE ?? "";
@@ -65,15 +63,8 @@ describe.each([
   });
 
   const cases = CASES.filter((one) => backend === "wasm" || one.webgpu);
-  const [refused, done] = [true, false].map((no) =>
-    cases.filter((one) => no === (backend === "webgpu" && !!one.refused)),
-  );
 
-  test.each(refused!)("$name is refused", async ({ folder, refused }) => {
-    await expect(train(folder, runtime)).rejects.toThrow(refused!);
-  });
-
-  test.each(done!)("$name", async ({ name, folder, rounding, evaluation }) => {
+  test.each(cases)("$name", async ({ name, folder, rounding, evaluation }) => {
     const found = await train(folder, runtime);
     const { message, tensors } = decode(answer(folder), reportOf);
     const apart = {

@@ -156,42 +156,30 @@ test("a task that fits no program, shard or vector is refused", async () => {
   ]);
 });
 
-test("a thousand steps on WebAssembly take no more memory than ten", async () => {
-  const [before, after] = await page.evaluate(async () => {
+test.each(["wasm", "webgpu"] as const)("a thousand steps take no more memory than ten: %s", async (backend) => {
+  const [before, after] = await page.evaluate(async (backend) => {
     const program = await trainpool.program("/vectors/tasks/dense/program");
     const { task, vector, anchor, shard } = await trainpool.trial("/vectors/tasks/dense");
-    const kernel = await trainpool.Kernel.open(program, await trainpool.wasm(1));
-    const { held } = window as unknown as { held: { memories: WebAssembly.Memory[] } };
-    const sizes: number[][] = [];
+    const runtime = backend === "wasm" ? await trainpool.wasm(1) : await trainpool.webgpu(true);
+    const kernel = await trainpool.Kernel.open(program, runtime!);
+    const { held } = window as unknown as { held: { memories: WebAssembly.Memory[]; buffers: number } };
+    const sizes: { wasm: number; buffers: number; heap: number }[] = [];
     for (const steps of [10, 1000]) {
       await kernel.run({ ...task, steps, pace: 0.0001 }, vector, anchor, shard);
       gc();
-      const heap = (performance as unknown as { memory: { usedJSHeapSize: number } }).memory.usedJSHeapSize;
-      sizes.push([held.memories.reduce((sum, { buffer }) => sum + buffer.byteLength, 0), heap]);
+      sizes.push({
+        wasm: held.memories.reduce((sum, { buffer }) => sum + buffer.byteLength, 0),
+        buffers: held.buffers,
+        heap: (performance as unknown as { memory: { usedJSHeapSize: number } }).memory.usedJSHeapSize,
+      });
     }
-    return sizes as [number[], number[]];
-  });
-  expect(before![0]).toBeGreaterThan(1e6);
-  expect(after![0]).toBe(before![0]);
-  expect(after![1]! - before![1]!).toBeLessThan(2e6);
-});
-
-test("steps on WebGPU leave no buffers behind", async () => {
-  const [before, after] = await page.evaluate(async () => {
-    const program = await trainpool.program("/vectors/tasks/dense/program");
-    const { task, vector, anchor, shard } = await trainpool.trial("/vectors/tasks/dense");
-    const runtime = (await trainpool.webgpu(true))!;
-    const kernel = await trainpool.Kernel.open(program, runtime);
-    const { held } = window as unknown as { held: { buffers: number } };
-    const counts: number[] = [];
-    for (const steps of [2, 12]) {
-      await kernel.run({ ...task, steps }, vector, anchor, shard);
-      counts.push(held.buffers);
-    }
-    return counts;
-  });
-  expect(before).toBeGreaterThan(0);
-  expect(after).toBe(before);
+    return sizes;
+  }, backend);
+  expect(before!.wasm).toBeGreaterThan(1e6);
+  expect(after!.wasm).toBe(before!.wasm);
+  expect(before!.buffers > 0).toBe(backend === "webgpu");
+  expect(after!.buffers).toBe(before!.buffers);
+  expect(after!.heap - before!.heap).toBeLessThan(2e6);
 });
 
 test("a GPU is used if its first step agrees with WebAssembly's, and a software one only if asked for", async () => {

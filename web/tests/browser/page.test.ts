@@ -4,8 +4,8 @@ import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import type { Browser, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
-import { reportOf } from "../../src/messages";
-import { decode } from "../../src/safetensors";
+import { reportOf, type Task, taskOf } from "../../src/messages";
+import { decode, encode } from "../../src/safetensors";
 import { PAGE } from "./build";
 import { start } from "./chromium";
 import { type Site, serve } from "./serve";
@@ -45,12 +45,24 @@ function path(name: string): string {
   return fileURLToPath(new URL(`../../../vectors/tasks/${name}`, import.meta.url));
 }
 
-async function choose(program: string, shard = program): Promise<void> {
+/** Choose a program's files, its task, with some fields changed, and a shard; then start. */
+async function choose(program: string, { shard = program, ...changes }: Partial<Task> = {}): Promise<void> {
   const names = ["program.json", "train.onnx", "evaluate.onnx", "layout.json"];
   await page.locator("#program").setInputFiles(names.map((name) => path(`${program}/program/${name}`)));
-  await page.locator("#task").setInputFiles(path(`${program}/task.safetensors`));
+  const { message, tensors } = decode(Uint8Array.from(readFileSync(path(`${program}/task.safetensors`))), taskOf);
+  const buffer = Buffer.from(encode({ ...message, ...changes }, tensors));
+  await page.locator("#task").setInputFiles({ name: "task.safetensors", mimeType: "application/octet-stream", buffer });
   await page.locator("#shard").setInputFiles(path(`${shard}/shard.safetensors`));
   await page.getByRole("button", { name: "Start" }).click();
+}
+
+/** The report, as the volunteer saves it. */
+async function save() {
+  const [download] = await Promise.all([
+    page.waitForEvent("download"),
+    page.getByRole("link", { name: "Save the report" }).click(),
+  ]);
+  return decode(Uint8Array.from(readFileSync(await download.path())), reportOf);
 }
 
 test("files become a report, without any other host", async () => {
@@ -59,11 +71,7 @@ test("files become a report, without any other host", async () => {
   expect(await page.locator("#steps").textContent()).toBe("20 of 20");
   expect(await page.locator("#backend").textContent()).toMatch(/^the processor \(WebAssembly\)/);
   expect(await page.locator("#why").textContent()).toBe("Chosen because: the browser offers no GPU.");
-  const [download] = await Promise.all([
-    page.waitForEvent("download"),
-    page.getByRole("link", { name: "Save the report" }).click(),
-  ]);
-  const { message, tensors } = decode(Uint8Array.from(readFileSync(await download.path())), reportOf);
+  const { message, tensors } = await save();
   const wanted = decode(Uint8Array.from(readFileSync(path("dense/report.safetensors"))), reportOf);
   expect(message).toMatchObject({ task: 5, steps: 20, samples: 200 });
   const [found, answer] = [tensors, wanted.tensors].map((all) => Array.from(all.get("delta")!.values as Float32Array));
@@ -75,10 +83,25 @@ test("files become a report, without any other host", async () => {
 });
 
 test("a shard that is not the task's is refused, and the next attempt works", async () => {
-  await choose("dense", "convolution");
+  await choose("dense", { shard: "convolution" });
   await page.getByText("the shard is damaged or not the task's").waitFor();
   await choose("dense");
   await page.getByText("Done. Thank you").waitFor();
+});
+
+test.each([true, false])("a volunteer may stop a task (partial: %s)", async (partial) => {
+  await choose("dense", { steps: 1_000_000, pace: 0, partial });
+  await page.getByText(/^\d+ of 1000000$/).waitFor();
+  await page.getByRole("button", { name: "Stop" }).click();
+  if (partial) {
+    await page.getByText("Done. Thank you").waitFor();
+    const { message } = await save();
+    expect(message.steps).toBeLessThan(1_000_000);
+    expect(message).toMatchObject({ task: 5, samples: 10 * message.steps });
+  } else {
+    await page.getByText(/It did not work: stopped after \d+ of 1000000 steps\./).waitFor();
+  }
+  expect(await page.getByRole("button", { name: "Start" }).isEnabled()).toBe(true);
 });
 
 test("a program with a file of another's is refused in words", async () => {

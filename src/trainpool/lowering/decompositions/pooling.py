@@ -14,10 +14,9 @@ __all__: list[str] = []
 
 
 @constant
-def one_hot_windows(channels: int, kernel: list[int]) -> Tensor:
-    """The weight that puts each tap's channel back to its place: `[channels * taps, 1, *kernel]`."""
-    many = math.prod(kernel)
-    return torch.eye(many).repeat(channels, 1).reshape(-1, 1, *kernel)
+def one_hot_windows(kernel: list[int]) -> Tensor:
+    """The weight that puts each tap's channel back to its place: `[taps, 1, *kernel]`."""
+    return torch.eye(math.prod(kernel)).reshape(-1, 1, *kernel)
 
 
 @constant
@@ -27,9 +26,9 @@ def ranks(kernel: list[int], places: list[int]) -> Tensor:
 
 
 @constant
-def ones_window(channels: int, kernel: list[int]) -> Tensor:
-    """The weight of a depthwise transposed convolution that spreads each value over its window."""
-    return torch.ones((channels, 1, *kernel))
+def ones_window(kernel: list[int]) -> Tensor:
+    """The weight of a transposed convolution that spreads each value over its window."""
+    return torch.ones((1, 1, *kernel))
 
 
 def widened(values: list[int] | int, n: int, default: list[int] | None = None) -> list[int]:
@@ -71,10 +70,8 @@ def max_pool_backward(
         share = left * (tap == y).to(dy.dtype)  # whoever comes first takes all that is left
         left = left - share
         shares.append(share.unsqueeze(2))
-    many = math.prod(kernel)
-    stacked = tree_cat(shares, 2).reshape(x.shape[0], x.shape[1] * many, *places)
-    spread = one_hot_windows(x.shape[1], kernel).to(x.dtype)
-    return spread_out(stacked, spread, stride, dilation, pads, list(x.shape[2:]), x.shape[1])
+    spread = one_hot_windows(kernel).to(x.dtype)
+    return spread_out(tree_cat(shares, 2), spread, stride, dilation, pads, list(x.shape[2:]))
 
 
 def apart_backward(
@@ -103,12 +100,15 @@ def enlarge(x: Tensor, size: list[int]) -> Tensor:
     return aten.upsample_nearest2d(x, size) if len(size) == 2 else aten.upsample_nearest3d(x, size)
 
 
-def spread_out(
-    y: Tensor, weight: Tensor, stride: list[int], dilation: list[int], pads: Any, size: list[int], groups: int
-) -> Tensor:
-    """Put windows back to their places, summed where they overlap: a transposed convolution, cut to `size`."""
-    n = len(size)
-    full = aten.convolution(y, weight, None, stride, [0] * n, dilation, True, [0] * n, groups)
+def spread_out(y: Tensor, weight: Tensor, stride: list[int], dilation: list[int], pads: Any, size: list[int]) -> Tensor:
+    """Put windows back to their places, summed where they overlap: a transposed convolution, cut to `size`.
+
+    `y` is [samples, channels, taps or 1, *places]; `weight` is [taps or 1, 1, *kernel].
+    """
+    n, (samples, channels) = len(size), y.shape[:2]
+    alone = y.reshape(samples * channels, weight.shape[0], *y.shape[3:])
+    full = aten.convolution(alone, weight, None, stride, [0] * n, dilation, True, [0] * n, 1)
+    full = full.reshape(samples, channels, *full.shape[2:])
     edges = []
     for axis, (before, _) in enumerate(pads):
         edges.append((-before, size[axis] - (full.shape[2 + axis] - before)))
@@ -128,9 +128,8 @@ def avg_pool_backward(
     counts = window_counts(list(x.shape[2:]), list(dy.shape[2:]), kernel, stride, padding, include)
     share = dy / divisor if divisor else dy * counts.to(dy.dtype)
     pads = [(p, 0) for p in padding]
-    return spread_out(
-        share, ones_window(x.shape[1], kernel).to(x.dtype), stride, [1] * n, pads, list(x.shape[2:]), x.shape[1]
-    )
+    window = ones_window(kernel).to(x.dtype)
+    return spread_out(share.unsqueeze(2), window, stride, [1] * n, pads, list(x.shape[2:]))
 
 
 @constant

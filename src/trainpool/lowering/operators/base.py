@@ -1,13 +1,13 @@
 """What the writers of operators share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from trainpool.lowering.graph import Graph, Ref
 
-__all__ = ["TABLE", "UnsupportedError", "common", "elementwise", "number", "unexpanded", "writes"]
+__all__ = ["TABLE", "Shaped", "UnsupportedError", "common", "elementwise", "number", "unexpanded", "writes"]
 
 TABLE: dict[str, Callable[..., Any]] = {}
 """By the operator's name, with its overload where that matters."""
@@ -15,6 +15,13 @@ TABLE: dict[str, Callable[..., Any]] = {}
 
 class UnsupportedError(Exception):
     """A form of an operator that ONNX cannot say, in words."""
+
+
+class Shaped:
+    """A result's shape and type."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+        self.shape, self.dtype = tuple(shape), dtype
 
 
 def writes(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

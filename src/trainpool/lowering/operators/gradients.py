@@ -5,10 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from trainpool.lowering.graph import Graph, Ref
-from trainpool.lowering.operators.base import writes
+from trainpool.lowering.operators.base import Shaped, writes
 from trainpool.lowering.operators.products import convolution
 from trainpool.lowering.operators.shapes import cat, pad
 
@@ -70,7 +68,7 @@ def weight_gradient(
         d = g.reshape(d, (filters, size))
         columns = [g.reshape(tap, (channels, size)) for tap in taps]
         if channels < NARROW:
-            together = cat(g, Shaped((channels * len(taps), size), x.dtype), columns)
+            together = cat(g, Shaped((channels * len(taps), size)), columns)
             product = g.op("Gemm", together, d, shape=(len(taps) * channels, filters), transB=1)
             dw = g.permute(g.reshape(product, (len(taps), channels, filters)), [2, 1, 0])
             return g.reshape(dw, out.shape)
@@ -82,11 +80,4 @@ def weight_gradient(
             column = g.permute(g.reshape(tap, (groups, i, size)), [0, 2, 1])
             each.append(g.op("MatMul", d, column, shape=(groups, o, i)))
     parts = [g.reshape(part, (filters, i, 1)) for part in each]
-    return g.reshape(cat(g, Shaped((filters, i, len(taps)), x.dtype), parts, 2), out.shape)
-
-
-class Shaped:
-    """A result's shape and type."""
-
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
-        self.shape, self.dtype = tuple(shape), dtype
+    return g.reshape(cat(g, Shaped((filters, i, len(taps))), parts, 2), out.shape)

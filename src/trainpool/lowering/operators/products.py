@@ -1,11 +1,14 @@
 """Matrix products, convolutions, pooling."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from trainpool.lowering.graph import Graph, Ref
-from trainpool.lowering.operators.base import TABLE, unexpanded, writes
+from trainpool.lowering.operators.base import TABLE, Shaped, unexpanded, writes
+from trainpool.lowering.operators.shapes import cat, pad
 
 __all__: list[str] = []
 
@@ -43,6 +46,21 @@ def convolution(
     stride, padding, dilation, rest = (
         list(v) * n if len(v) == 1 else list(v) for v in (stride, padding, dilation, output_padding)
     )
+    if n == 3 and groups > 1:
+        parts = range(groups)
+        whole = (x.shape[1] // groups, w.shape[0] // groups, out.shape[1] // groups)
+        xs, ws = (
+            [g.slice(v, [axis], [k * size], [(k + 1) * size]) for k in parts]
+            for v, axis, size in zip((x, w), (1, 0), whole, strict=False)
+        )
+        bs = [g.slice(b, [0], [k * whole[2]], [(k + 1) * whole[2]]) if b else None for k in parts]
+        one = Shaped((out.shape[0], whole[2], *out.shape[2:]))
+        each = [
+            convolution(g, one, xs[k], ws[k], bs[k], stride, padding, dilation, is_transposed, rest, 1) for k in parts
+        ]
+        return cat(g, out, each, 1)
+    if n == 3 and is_transposed:
+        return turned_round(g, out, x, w, b, stride, padding, dilation, rest)
     shape: dict[str, Any] = {
         "kernel_shape": list(w.shape[2:]),
         "strides": stride,
@@ -58,6 +76,50 @@ def convolution(
     return g.op(
         "ConvTranspose", x, w, *([b] if b else []), shape=out.shape, pads=padding * 2, output_padding=rest, **shape
     )
+
+
+def turned_round(
+    g: Graph, out: Any, x: Ref, w: Ref, b: Ref | None, stride: list[int], padding: list[int], dilation: list[int],
+    rest: list[int],
+) -> Ref:  # fmt: skip
+    """A transposed convolution as a convolution of the stretched input with the weight turned round.
+
+    For three dimensions, where graphics processors have no other: Dumoulin and Visin 2016, "A guide to convolution
+    arithmetic for deep learning", section 4.
+    """
+    x, many = stretched(g, x, stride), math.prod(w.shape[2:])
+    reach = [d * (k - 1) for d, k in zip(dilation, w.shape[2:], strict=True)]
+    pads = [edge for r, p, q in zip(reach, padding, rest, strict=True) for edge in (r - p, r - p + q)]
+    if min(pads) < 0:
+        cut = [min(0, edge) for edge in pads]
+        inner = [n + before + after for n, before, after in zip(x.shape[2:], cut[::2], cut[1::2], strict=True)]
+        backward = [edge for axis in reversed(range(3)) for edge in cut[2 * axis : 2 * axis + 2]]
+        x = pad(g, Shaped((*x.shape[:2], *inner)), x, backward)
+        pads = [max(0, edge) for edge in pads]
+    turned = g.permute(w, [1, 0, 2, 3, 4])
+    if turned.constant is not None:
+        turned = g.constant(turned.constant.flip(2, 3, 4))
+    elif many > 1:
+        rows = g.reshape(turned, (*turned.shape[:2], many))
+        rows = g.op("Gather", rows, g.integers(*reversed(range(many))), shape=rows.shape, axis=2)
+        turned = g.reshape(rows, turned.shape)
+    return g.op(
+        "Conv", x, turned, *([b] if b else []), shape=out.shape, kernel_shape=list(w.shape[2:]),
+        strides=[1, 1, 1], dilations=dilation, group=1, pads=pads[::2] + pads[1::2],
+    )  # fmt: skip
+
+
+def stretched(g: Graph, x: Ref, stride: Sequence[int]) -> Ref:
+    """`stride` - 1 zeros between the values along each axis after the first two."""
+    for axis, s in enumerate(stride, 2):
+        if s == 1:
+            continue
+        size, before, after = x.shape[axis], math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
+        rows = g.reshape(x, (before * size, 1, after))
+        rows = pad(g, Shaped((before * size, s, after)), rows, [0, 0, 0, s - 1])
+        rows = g.reshape(rows, (*x.shape[:axis], size * s, *x.shape[axis + 1 :]))
+        x = g.slice(rows, [axis], [0], [(size - 1) * s + 1])
+    return x
 
 
 @writes("max_pool2d_with_indices", "max_pool3d_with_indices")
