@@ -1,8 +1,9 @@
 """How the coordinator keeps unequal workers busy: lengths, copies, bounds of staleness, partial answers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ class Sender(Downpour):
 
     def assign(self, state: Any, shard: ShardId) -> Assignment:
         assignment = super().assign(state, shard)
-        return replace(assignment, flexible=self.flexible, limit=self.limit, rebased=self.rebased)
+        return msgspec.structs.replace(assignment, flexible=self.flexible, limit=self.limit, rebased=self.rebased)
 
     def merge(self, state: Any, shard: ShardId, update: Update) -> Any:
         seen.append(update)

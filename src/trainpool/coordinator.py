@@ -272,7 +272,9 @@ class Coordinator:
 
     def lose(self, worker: WorkerId) -> None:
         """Take back what a worker that left was doing."""
-        for lease in list(self.units.held.get(worker, ())):
+        if worker not in self.units.held:
+            return
+        for lease in list(self.units.held[worker]):
             self.drop(lease)
             self.units.drop(lease)
             self.memory.ledger[lease.task.shard].lost += 1

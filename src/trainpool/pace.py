@@ -61,8 +61,9 @@ class Pace:
         speed.overheads.append(max(elapsed - seconds, 0.0))
         if len(speed.steps) > WINDOW:
             del speed.steps[0], speed.overheads[0]
-        speed.step, speed.overhead = median(speed.steps), median(speed.overheads)
-        speed.deviation = median([abs(time - speed.step) for time in speed.steps])
+        middle = len(speed.steps) // 2  # of an even number of times, the upper one of the middle two
+        speed.step, speed.overhead = sorted(speed.steps)[middle], sorted(speed.overheads)[middle]
+        speed.deviation = sorted([abs(time - speed.step) for time in speed.steps])[middle]
         if speed.step > self.slowest:
             self.slowest = speed.step
         if self.fastest == worker:
@@ -125,8 +126,3 @@ class Pace:
             return self.grace + 2 * steps * self.slowest if self.slowest else self.first
         step = max(2 * speed.step, speed.step + self.spread * speed.deviation)
         return self.grace + 2 * speed.overhead + steps * step
-
-
-def median(times: list[float]) -> float:
-    """The median; the upper one of an even number."""
-    return sorted(times)[len(times) // 2]

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -50,10 +50,10 @@ class TensorSpec(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         """The number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
-class Layout(msgspec.Struct, frozen=True):
+class Layout(msgspec.Struct, frozen=True, dict=True):
     """The order of a model's tensors in its flat vector: all parameters first, then the buffers."""
 
     tensors: tuple[TensorSpec, ...]
@@ -68,12 +68,12 @@ class Layout(msgspec.Struct, frozen=True):
             offset += specs[-1].size
         return cls(tuple(specs))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Elements of the whole vector: parameters and buffers."""
         return sum(spec.size for spec in self.tensors)
 
-    @property
+    @cached_property
     def trainable(self) -> int:
         """Elements of the leading part that holds the parameters."""
         return sum(spec.size for spec in self.tensors if spec.role == "parameter")

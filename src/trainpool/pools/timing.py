@@ -19,6 +19,8 @@ from trainpool.vector import Layout
 
 __all__ = ["Timing", "carry", "timing"]
 
+ENDS = (Finished, Stopped)
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -125,7 +127,7 @@ def carry(
                 for command in handle(arrival.event, pool.time, arrival.delta, arrival.buffers):
                     if isinstance(command, Send):
                         send(command)
-                    elif isinstance(command, Finished | Stopped):
+                    elif isinstance(command, ENDS):
                         return ("finished" if isinstance(command, Finished) else command.reason), events
                 if seen is not None:
                     seen(arrival)

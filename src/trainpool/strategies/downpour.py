@@ -21,7 +21,7 @@ Deviations and traps:
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -130,7 +130,7 @@ class Downpour:
 
         share(w.size, step)
         state.tally.add(state.plan, shard, update.steps)
-        return replace(state, version=state.version + 1, staleness=update.staleness)
+        return State(state.plan, w, state.version + 1, G, state.tally, update.staleness)
 
     def report(self, state: State) -> dict[str, float]:
         """The last update's staleness."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import msgspec
+
 from trainpool.messages import Recipe, ShardId, Update
 from trainpool.vector import Vector
 
@@ -114,7 +116,8 @@ class Unfinished(Collection[ShardId]):
         self.plan, self.tally = plan, tally
 
     def __contains__(self, shard: object) -> bool:
-        return shard in self.plan.index and self.tally.left(self.plan, shard) > 0  # type: ignore[arg-type]
+        part = self.plan.index.get(shard)  # type: ignore[call-overload]
+        return part is not None and self.tally.steps.get(part.id, 0) < part.steps
 
     def __len__(self) -> int:
         return len(self.plan.shards) - self.tally.finished
@@ -128,8 +131,7 @@ class Unfinished(Collection[ShardId]):
         return min(self, key=lambda shard: part(shard, 0) / self.plan[shard].steps, default=None)
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(msgspec.Struct, frozen=True):
     """What a strategy sends for a shard. Its arrays may be views of the state: valid until the next merge."""
 
     parameters: Vector
