@@ -26,6 +26,7 @@ CASES = {
     "4-spread8": f"--strategies {THREE} --workers 4 --spread 8 --epochs 0.7 --rate 0.1 {COMMON}",
     "16-spread1": f"--strategies {THREE} --workers 16 --spread 1 --epochs 0.7 --rate 0.1 {COMMON}",
     "16-spread8-skew": f"--strategies {THREE} --workers 16 --spread 8 --skew 5 --epochs 0.7 --rate 0.1 {COMMON}",
+    "16-spread8-skewed": f"--strategies {THREE} --workers 16 --spread 8 --skew 0.5 --epochs 0.7 --rate 0.1 {COMMON}",
     "16-spread8-lines": f"--strategies {THREE} --workers 16 --spread 8 --speed 100 --bandwidth 20:100 --latency 0.05 "
     f"--epochs 2 --rate 0.1 {COMMON}",
     "4-spread1": f"--strategies {THREE} --workers 4 --spread 1 --epochs 0.7 --rate 0.1 {COMMON}",

@@ -196,6 +196,12 @@ def cells(found: Results, method: str) -> dict[str, str]:
     return {column.title: column.cell(row, found, Units.of(found)) for column in COLUMNS}
 
 
+def test_a_seed_that_never_arrives_has_a_speed_up_of_nothing() -> None:
+    found = results_of({REFERENCE: [15.0, 15.0, 15.0], "most": [5.0, 6.0, None]})
+    assert cells(found, "most")["time to target"] == "6 s (5–never, 2 of 3 seeds)"
+    assert cells(found, "most")["speed-up"] == "2.50× (0.00–3.00)"
+
+
 def test_the_table_says_what_was_never_reached() -> None:
     found = results_of({REFERENCE: [15.0, 15.0], "never": [None, None], "half": [5.0, None], "both": [5.0, 7.0]})
     assert cells(found, "both")["time to target"] == "6 s (5–7)"

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from trainpool.results import REFERENCE, Results, Row, Spread
 
 __all__ = ["COLUMNS", "Column", "Units", "bandwidth", "headline", "notes", "percent", "size"]
@@ -90,6 +92,12 @@ def time_cell(row: Row, results: Results, units: Units) -> str:
     return f"{units.time(row.seconds.median)} {units.name} ({low}–never, {seeds})"
 
 
+def speedup_cell(row: Row, results: Results, units: Units) -> str:
+    """The speed-up; of a seed that never reached the target it is 0."""
+    spread = msgspec.structs.replace(row.speedup, low=row.speedup.low or 0.0)
+    return ranged(spread, lambda value: f"{value:.2f}", "×", "–")
+
+
 def traffic(row: Row, target: Spread, budget: Spread) -> str:
     """Bytes until the target, and in all; the reference needs none."""
     return "none" if row.method == REFERENCE else f"{size(target.median)} (of {size(budget.median)})"
@@ -113,7 +121,7 @@ COLUMNS = (
         "speed-up",
         "The reference's median time to the target, divided by this method's. The reference is plain SGD on the "
         "fastest machine alone, which pays for no transfer and is never away.",
-        lambda row, results, units: ranged(row.speedup, lambda value: f"{value:.2f}", "×", "–"),
+        speedup_cell,
     ),
     Column(
         "of ideal",
