@@ -2,9 +2,11 @@
 
 import { type Choice, choose, type Trial, type Wanted } from "./choose";
 import { KernelError, MessageError, reason } from "./errors";
+import { Kernel } from "./kernel";
 import { shardOf, taskOf } from "./messages";
 import { load, type Program, sha256 } from "./program";
 import type { Answer, Command } from "./protocol";
+import { wasm } from "./runtime";
 import { decode, encode, floats } from "./safetensors";
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -38,8 +40,8 @@ async function handle(command: Exclude<Command, { kind: "stop" }>): Promise<void
       break;
     case "evaluate": {
       const trial = trialOf(command.task, command.data);
-      const { kernel } = await chosen(trial);
-      answer({ kind: "evaluated", evaluation: await kernel.evaluate(trial.vector, trial.shard) });
+      const evaluation = await compute(trial, (kernel) => kernel.evaluate(trial.vector, trial.shard));
+      answer({ kind: "evaluated", evaluation });
     }
   }
 }
@@ -47,17 +49,18 @@ async function handle(command: Exclude<Command, { kind: "stop" }>): Promise<void
 async function run(trial: Trial, shard: string): Promise<void> {
   const { task, vector, anchor } = trial;
   if (shard !== task.shard) throw new MessageError("the shard is damaged or not the task's: its SHA-256 is another");
-  const { kernel } = await chosen(trial);
-  const begin = performance.now();
-  let beat = begin;
-  const { report, delta, buffers } = await kernel.run(task, vector, anchor, trial.shard, async (steps, loss) => {
-    const now = performance.now();
-    if (now - beat < BEAT && steps < task.steps) return true;
-    beat = now;
-    answer({ kind: "progress", steps, of: task.steps, loss, seconds: (now - begin) / 1000 });
-    await turn();
-    if (stopping && !task.partial) throw new KernelError(`stopped after ${steps} of ${task.steps} steps`);
-    return !stopping;
+  const { report, delta, buffers } = await compute(trial, (kernel) => {
+    const begin = performance.now();
+    let beat = begin;
+    return kernel.run(task, vector, anchor, trial.shard, async (steps, loss) => {
+      const now = performance.now();
+      if (now - beat < BEAT && steps < task.steps) return true;
+      beat = now;
+      answer({ kind: "progress", steps, of: task.steps, loss, seconds: (now - begin) / 1000 });
+      await turn();
+      if (stopping && !task.partial) throw new KernelError(`stopped after ${steps} of ${task.steps} steps`);
+      return !stopping;
+    });
   });
   const tensors = new Map([
     ["delta", floats(delta)],
@@ -67,14 +70,26 @@ async function run(trial: Trial, shard: string): Promise<void> {
   answer({ kind: "done", report: file, stepsPerSecond: report.steps / report.seconds }, [file.buffer]);
 }
 
-async function chosen(trial: Trial): Promise<Choice> {
+/** Use the program's kernel. Where the GPU breaks down (drivers restart, computers sleep), the processor begins anew. */
+async function compute<T>(trial: Trial, work: (kernel: Kernel) => Promise<T>): Promise<T> {
   if (!program) throw new KernelError("no program is open");
-  if (!choice) {
-    choice = await choose(program, wanted, trial, threads);
-    const { kernel, why } = choice;
-    answer({ kind: "chosen", backend: kernel.runtime.backend, threads: kernel.runtime.threads, why });
+  if (!choice) use(await choose(program, wanted, trial, threads));
+  const { kernel } = choice!;
+  try {
+    return await work(kernel);
+  } catch (error) {
+    const known = error instanceof KernelError || error instanceof MessageError;
+    if (known || kernel.runtime.backend === "wasm") throw error;
+    kernel.close().catch(() => undefined); // its memory may be gone already
+    use({ kernel: await Kernel.open(program, await wasm(threads)), why: `the GPU broke down: ${reason(error)}` });
+    return work(choice!.kernel);
   }
-  return choice;
+}
+
+function use(next: Choice): void {
+  choice = next;
+  const { backend, threads } = next.kernel.runtime;
+  answer({ kind: "chosen", backend, threads, why: next.why });
 }
 
 function trialOf(file: Bytes, shard: Bytes): Trial {

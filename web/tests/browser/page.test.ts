@@ -104,6 +104,27 @@ test.each([true, false])("a volunteer may stop a task (partial: %s)", async (par
   expect(await page.getByRole("button", { name: "Start" }).isEnabled()).toBe(true);
 });
 
+test("a GPU that is lost in mid-task does not lose the task", async () => {
+  const worker = page.workers()[0] ?? (await page.waitForEvent("worker"));
+  await worker.evaluate(() => {
+    const { requestDevice } = GPUAdapter.prototype;
+    GPUAdapter.prototype.requestDevice = async function (descriptor) {
+      const device = await requestDevice.call(this, descriptor);
+      Object.assign(self, { device });
+      return device;
+    };
+  });
+  await page.locator("#wanted").selectOption("webgpu");
+  await choose("dense", { steps: 200 });
+  await page.locator("#backend", { hasText: /^the graphics card/ }).waitFor();
+  await page.getByText(/^\d+ of 200$/).waitFor();
+  await worker.evaluate(() => (self as unknown as { device: GPUDevice }).device.destroy());
+  await page.getByText("Done. Thank you").waitFor();
+  expect(await page.locator("#backend").textContent()).toMatch(/^the processor \(WebAssembly\)/);
+  expect(await page.locator("#why").textContent()).toMatch(/^Chosen because: the GPU broke down: /);
+  expect((await save()).message).toMatchObject({ steps: 200, samples: 2000 });
+});
+
 test("a program with a file of another's is refused in words", async () => {
   const names = ["dense/program/program.json", "convolution/program/train.onnx"];
   await page.locator("#program").setInputFiles(names.map(path));
