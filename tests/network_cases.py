@@ -90,6 +90,24 @@ class Shared(nn.Module):
         return self.a(x) + torch.tanh(self.b(x * x))
 
 
+class Language(nn.Module):
+    """The next word from those before it; a buffer holds the mask, -inf above the diagonal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(9, 8), nn.Parameter(torch.zeros(6, 8))
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+        self.out = nn.Linear(8, 9)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(self.words(x) + self.places, src_mask=self.mask, is_causal=True))
+
+
+def each_word(output: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(output.flatten(0, 1), target.flatten())
+
+
 FILM = GENERATOR.integers(0, 256, (24, 3, 4, 6, 6), dtype=np.uint8)
 PIXELS = GENERATOR.integers(0, 4, (40, 8, 8))
 
@@ -129,6 +147,8 @@ NETWORKS: dict[str, Case] = {
         "shared weights": (Shared, BYTES, LABELS, {"weight_decay": 0.1}, 0.1),
     }.items()
 }  # fmt: skip
+WORDS = GENERATOR.integers(0, 9, (40, 6))
+NETWORKS["language"] = Case(Language, WORDS, (WORDS + 1) % 9, each_word, Recipe(**PLAIN), 20)
 REAL = GENERATOR.standard_normal((40, 5), dtype=np.float32)
 LOSSES: dict[str, Case] = {
     name: Case(logistic, BYTES, y, loss=loss, recipe=Recipe(**PLAIN))

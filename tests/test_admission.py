@@ -64,6 +64,18 @@ def test_an_unusable_answer_is_refused_with_its_reason(change: dict[str, Any], r
     assert admission.norms == []
 
 
+def test_a_mask_may_stay_infinite_where_it_was() -> None:
+    report, mask = Report(task=1, steps=4, samples=12, loss=0.5, seconds=1.0), np.array([-np.inf, 0], np.float32)
+
+    def verdict(buffers: np.ndarray, known: np.ndarray) -> str | None:
+        return Admission().judge(task(4), report, ones(4), buffers, LAYOUT, known=known)
+
+    assert verdict(mask, mask) is None
+    for wrong in (-mask, mask[::-1], mask * np.nan):
+        assert verdict(wrong, mask) == "its buffers have NaN or infinite elements"
+    assert verdict(mask * np.nan, mask * np.nan) is not None
+
+
 def test_an_answer_with_another_number_of_steps_is_refused() -> None:
     report = Report(task=1, steps=5, samples=15, loss=0.5, seconds=1.0)
     verdict = Admission().judge(task(4), report, ones(4), ones(2), LAYOUT)

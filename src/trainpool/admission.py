@@ -53,11 +53,14 @@ class Admission:
         buffers: Vector,
         layout: Layout,
         *,
+        known: Vector | None = None,
         worker: str = "",
         alone: bool = False,
     ) -> str | None:
         """None where the answer is admitted, otherwise why it is not. An admitted norm joins the running median.
 
+        `known` are the model's buffers `[size - trainable]`: what is infinite in them, as in an attention's mask, may
+        stay so.
         `alone` says that there is no other worker to ask: then the same one's second answer will do.
         """
         short = task.partial and report.steps < task.steps
@@ -75,7 +78,9 @@ class Admission:
         if not math.isfinite(length):
             return "its delta has NaN or infinite elements, or is too long to measure"
         if buffers.size and not bool(np.isfinite(buffers).all()):
-            return "its buffers have NaN or infinite elements"
+            strange = ~np.isfinite(buffers) if known is None else ~np.isfinite(buffers) & (buffers != known)
+            if strange.any():
+                return "its buffers have NaN or infinite elements"
         length /= math.sqrt(report.steps)
         if len(self.norms) >= ENOUGH:
             typical = statistics.median(self.norms)

@@ -183,10 +183,11 @@ def outcome(work: "Callable[[], Summary]", folder: Path, as_json: bool) -> None:
         typer.echo(json.dumps(summary))
         return
     from trainpool.display import duration
+    from trainpool.tables import measured
 
-    s, accuracy = summary, summary["test_accuracy"]
+    s = summary
     rows = {
-        "test accuracy": "not measured" if accuracy is None else f"{accuracy:.2%}",
+        **measured(s["test_accuracy"], s["test_loss"]),
         "samples": f"{s['samples']:,} in {duration(s['seconds'])}: {s['samples_per_second']:,.0f} a second",
         "updates": f"{s['updates']:,} merged, {s['rejected']} rejected, mean staleness {s['staleness']:g}",
         "traffic": f"{s['bytes_down'] / 1e6:,.0f} MB to workers, {s['bytes_up'] / 1e6:,.0f} MB back",

@@ -235,7 +235,14 @@ class Coordinator:
             reason = f"the model has moved on by {staleness} versions; {lease.limit} are allowed"
             memory.rejected += 1
         elif reason := memory.admission.judge(
-            task, report, delta, buffers, self.layout, worker=worker, alone=len(memory.workers) == 1
+            task,
+            report,
+            delta,
+            buffers,
+            self.layout,
+            known=memory.statistics.buffers,
+            worker=worker,
+            alone=len(memory.workers) == 1,
         ):
             memory.rejected += 1
             stopping = self.miss(reason)

@@ -11,7 +11,7 @@ from trainpool import wire
 from trainpool.machines import Machines
 from trainpool.pools.simulated import SimulatedPool
 from trainpool.record import Record, Summary
-from trainpool.tables import bandwidth, percent, size
+from trainpool.tables import bandwidth, measured, percent, size
 from trainpool.trial import Timeline, Work
 
 __all__ = ["finish", "words"]
@@ -67,9 +67,9 @@ def finish(
 
 def words(folder: Path, found: dict[str, Any]) -> dict[str, str]:
     """The numbers of `finish` for a person."""
-    accuracy, machines = found["test_accuracy"], found["machines"]
+    machines = found["machines"]
     rows = {
-        "test accuracy": "not measured" if accuracy is None else percent(accuracy, 2),
+        **measured(found["test_accuracy"], found["test_loss"]),
         "samples": f"{found['samples']:,} in {found['seconds']:.4g} virtual s: {found['samples_per_second']:,.0f} a "
         f"second, {found['throughput_speedup']:.2f} times the fastest machine's speed",
         "machines": f"{machines['machines']}, {machines['total']:,.0f} samples a second together, of which "

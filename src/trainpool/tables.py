@@ -7,7 +7,7 @@ import msgspec
 
 from trainpool.results import REFERENCE, Results, Row, Spread
 
-__all__ = ["COLUMNS", "Column", "Units", "bandwidth", "headline", "notes", "percent", "size"]
+__all__ = ["COLUMNS", "Column", "Units", "bandwidth", "headline", "measured", "notes", "percent", "size"]
 
 COARSE = 0.3
 """The part of a time that may pass between two evaluations before the table says so."""
@@ -173,6 +173,13 @@ COLUMNS = (
         brief=False,
     ),
 )
+
+
+def measured(accuracy: float | None, loss: float | None) -> dict[str, str]:
+    """What a run came to on the test data: the accuracy, or the loss where there are no classes to be right about."""
+    if accuracy is None and loss is not None:
+        return {"test loss": f"{loss:.4g}"}
+    return {"test accuracy": "not measured" if accuracy is None else percent(accuracy, 2)}
 
 
 def headline(results: Results) -> str:

@@ -63,8 +63,8 @@ type Values = Pick<Result, "delta" | "buffers">;
 function relative(one: Float32Array, two: Float32Array): number {
   let [apart, whole] = [0, 0];
   for (let i = 0; i < two.length; i++) {
-    apart += (one[i]! - two[i]!) ** 2;
-    whole += two[i]! ** 2;
+    if (one[i] !== two[i]) apart += (one[i]! - two[i]!) ** 2; // equal infinities, as in a mask, are no difference
+    if (Number.isFinite(two[i])) whole += two[i]! ** 2;
   }
   return apart === 0 ? 0 : Math.sqrt(apart / whole);
 }

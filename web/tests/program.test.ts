@@ -92,5 +92,7 @@ test("two updates are as far apart as their worse part, and infinitely where a n
   expect(distance(of([3, 5]), of([3, 4]))).toBeCloseTo(0.2, 12);
   expect(distance(of([3, 4], [2]), of([3, 4], [1]))).toBe(1);
   expect(distance(of([Number.NaN]), of([1]))).toBe(Infinity);
+  expect(distance(of([1], [-Infinity, 3]), of([1], [-Infinity, 2]))).toBe(0.5);
+  expect(distance(of([1], [0]), of([1], [-Infinity]))).toBe(Infinity);
   expect(distance(of([1]), of([0]))).toBe(Infinity);
 });

@@ -60,9 +60,11 @@ class Comparison:
 
 
 def relative(found: Vector, wanted: Vector) -> float:
-    """‖found - wanted‖/‖wanted‖; 0 where both are nothing."""
-    size = float(np.linalg.norm(wanted.astype(np.float64)))
-    difference = float(np.linalg.norm(found.astype(np.float64) - wanted.astype(np.float64)))
+    """‖found - wanted‖/‖wanted‖; 0 where both are nothing. Infinite elements, as in a mask, are equal or worlds apart."""
+    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
+    apart = np.subtract(found, wanted, out=np.zeros_like(wanted), where=found != wanted)
+    size = float(np.linalg.norm(wanted[np.isfinite(wanted)]))
+    difference = float(np.linalg.norm(apart))
     return difference / size if size else difference
 
 
