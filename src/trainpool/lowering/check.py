@@ -60,7 +60,7 @@ class Comparison:
 
 
 def relative(found: Vector, wanted: Vector) -> float:
-    """‖found - wanted‖/‖wanted‖; 0 where both are nothing. Infinite elements, as in a mask, are equal or worlds apart."""
+    """‖found - wanted‖/‖wanted‖; 0 where both are nothing. What is infinite, as in a mask, is equal or far apart."""
     found, wanted = found.astype(np.float64), wanted.astype(np.float64)
     apart = np.subtract(found, wanted, out=np.zeros_like(wanted), where=found != wanted)
     size = float(np.linalg.norm(wanted[np.isfinite(wanted)]))
