@@ -53,7 +53,7 @@ def finish(
         "target_bytes_up": reached and reached["bytes_up"],
         "utilisation": round(work.utilisation, 4),
         "waiting": round(work.waiting / work.there, 4) if work.there else 0.0,
-        "transferring": round((work.there - work.computing - work.waiting) / work.there, 4) if work.there else 0.0,
+        "transferring": round(max(0.0, work.there - work.computing - work.waiting) / (work.there or 1.0), 4),
         "waste": round(work.waste(summary["samples"]), 4),
         "throughput_speedup": round(rate / fleet.best, 4),
         "throughput_share": round(rate / fleet.total, 4),
