@@ -1,4 +1,4 @@
-"""The comparisons of docs/benchmarks.md: run what is missing, print each as Markdown. Hours on two cores.
+"""The comparisons of docs/benchmarks.md: run what is missing, print all as Markdown. Hours on two cores.
 
 Every comparison is one `trainpool compare` command and a folder below `--out`; a finished training is kept, so an
 interrupted matrix goes on where it was. `--only NAME` runs one, `--list` prints the commands, `--print` runs nothing.
@@ -25,8 +25,8 @@ CASES = {
     "16-spread8-churn": f"--strategies {THREE} --workers 16 --spread 8 --churn 0.2 --epochs 0.7 --rate 0.1 {COMMON}",
     "4-spread8": f"--strategies {THREE} --workers 4 --spread 8 --epochs 0.7 --rate 0.1 {COMMON}",
     "16-spread1": f"--strategies {THREE} --workers 16 --spread 1 --epochs 0.7 --rate 0.1 {COMMON}",
-    "16-spread8-skew": f"--strategies {THREE} --workers 16 --spread 8 --skew 5 --epochs 0.7 --rate 0.1 {COMMON}",
-    "16-spread8-skewed": f"--strategies {THREE} --workers 16 --spread 8 --skew 0.5 --epochs 0.7 --rate 0.1 {COMMON}",
+    "16-spread8-skew5": f"--strategies {THREE} --workers 16 --spread 8 --skew 5 --epochs 0.7 --rate 0.1 {COMMON}",
+    "16-spread8-skew0.5": f"--strategies {THREE} --workers 16 --spread 8 --skew 0.5 --epochs 0.7 --rate 0.1 {COMMON}",
     "16-spread8-lines": f"--strategies {THREE} --workers 16 --spread 8 --speed 100 --bandwidth 20:100 --latency 0.05 "
     f"--epochs 2 --rate 0.1 {COMMON}",
     "4-spread1": f"--strategies {THREE} --workers 4 --spread 1 --epochs 0.7 --rate 0.1 {COMMON}",
@@ -61,17 +61,42 @@ def command(name: str) -> list[str]:
     return ["trainpool", "compare", *(part for key, values in words.items() for part in (key, *values))]
 
 
+def read(folder: Path) -> Results:
+    """The numbers of a finished comparison."""
+    found: dict[str, Any] = json.loads((folder / "results.json").read_bytes())
+    return msgspec.convert(found["results"], Results)
+
+
+def lines(cells: list[list[str]]) -> list[str]:
+    """A table's rows; the first one is its head."""
+    return ["| " + " | ".join(line) + " |" for line in (cells[0], ["---"] * len(cells[0]), *cells[1:])]
+
+
+def glance(folders: dict[str, Path]) -> str:
+    """All finished comparisons, a line each: `auto`, and the best of the other methods."""
+    wanted = ("time to target", "speed-up", "of ideal", "accuracy")
+    cells = [["comparison", *(f"auto: {title}" for title in wanted), "best other method", "serial: time to target"]]
+    for name, folder in folders.items():
+        results = read(folder)
+        units, rows = Units.of(results), {row.method: row for row in results.rows}
+        shown = {column.title: column.cell for column in COLUMNS}
+        other = next(row for row in results.rows if row.method != "auto")
+        reached = shown["speed-up"](other, results, units)
+        rest = f"{other.method}: {reached if other.reached else 'never'}, {shown['accuracy'](other, results, units)}"
+        auto = [shown[title](rows["auto"], results, units) for title in wanted]
+        cells.append([name, *auto, rest, shown["time to target"](results.reference, results, units)])
+    return "\n".join(lines(cells))
+
+
 def markdown(folder: Path) -> str:
     """A finished comparison as a table, with its headline and its notes."""
-    found: dict[str, Any] = json.loads((folder / "results.json").read_bytes())
-    results = msgspec.convert(found["results"], Results)
+    results = read(folder)
     units = Units.of(results)
     columns: list[Column] = [column for column in COLUMNS if column.title in SHOWN]
-    cells = [[column.title for column in columns], ["---"] * len(columns)]
+    cells = [[column.title for column in columns]]
     cells += [[column.cell(row, results, units) for column in columns] for row in (*results.rows, results.reference)]
-    lines = ["| " + " | ".join(line) + " |" for line in cells]
     remarks = [*notes(results), f"Ideal: {results.capacity.ideal:.3g} times the fastest machine."]
-    return "\n".join([headline(results), "", *lines, "", " ".join(remarks)])
+    return "\n".join([headline(results), "", *lines(cells), "", " ".join(remarks)])
 
 
 def main() -> None:
@@ -82,17 +107,18 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the commands alone")
     parser.add_argument("--print", action="store_true", help="print what is finished alone")
     options = parser.parse_args()
-    for name in options.only or CASES:
-        folder = options.out / name
-        words = command(name)
-        if options.list:
-            print(shlex.join(words))
-            continue
-        if not options.print:
-            run = [sys.executable, "-m", "trainpool.cli", *words[1:], "--out", str(folder)]
-            subprocess.run(run, check=True, stdout=sys.stderr)
-        if (folder / "results.json").exists():
-            print(f"### {name}\n\n    {shlex.join(words)}\n\n{markdown(folder)}\n", flush=True)
+    names = options.only or CASES
+    if options.list:
+        print(*(shlex.join(command(name)) for name in names), sep="\n")
+        return
+    for name in () if options.print else names:
+        run = [sys.executable, "-m", "trainpool.cli", *command(name)[1:], "--out", str(options.out / name)]
+        subprocess.run(run, check=True, stdout=sys.stderr)
+    finished = {name: options.out / name for name in names if (options.out / name / "results.json").exists()}
+    if finished:
+        print(glance(finished))
+    for name, folder in finished.items():
+        print(f"\n### {name}\n\n    {shlex.join(command(name))}\n\n{markdown(folder)}")
 
 
 if __name__ == "__main__":

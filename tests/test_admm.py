@@ -9,6 +9,7 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
@@ -203,7 +204,7 @@ def test_least_squares_on_unequal_shards_ends_at_the_pooled_solution(rho: float,
 def test_the_same_strength_of_pull_on_every_shards_mean_loss_ends_elsewhere() -> None:
     class Unweighted(LeastSquares):
         def solve(self, factors: dict[str, Vector], shard: str, task: Assignment) -> Vector:
-            return super().solve(factors, shard, replace(task, rho=0.01))
+            return super().solve(factors, shard, msgspec.structs.replace(task, rho=0.01))
 
         def factors(self, rho: dict[str, float]) -> dict[str, Vector]:
             return super().factors(dict.fromkeys(rho, 0.01))

@@ -46,18 +46,12 @@ def convolution(
     stride, padding, dilation, rest = (
         list(v) * n if len(v) == 1 else list(v) for v in (stride, padding, dilation, output_padding)
     )
-    if n == 3 and groups > 1:
-        parts = range(groups)
-        whole = (x.shape[1] // groups, w.shape[0] // groups, out.shape[1] // groups)
-        xs, ws = (
-            [g.slice(v, [axis], [k * size], [(k + 1) * size]) for k in parts]
-            for v, axis, size in zip((x, w), (1, 0), whole, strict=False)
-        )
-        bs = [g.slice(b, [0], [k * whole[2]], [(k + 1) * whole[2]]) if b else None for k in parts]
-        one = Shaped((out.shape[0], whole[2], *out.shape[2:]))
-        each = [
-            convolution(g, one, xs[k], ws[k], bs[k], stride, padding, dilation, is_transposed, rest, 1) for k in parts
-        ]
+    if n == 3 and groups > 1:  # graphics processors have no grouped ones
+        one = Shaped((out.shape[0], out.shape[1] // groups, *out.shape[2:]))
+        each = []
+        for k in range(groups):
+            xk, wk, bk = group(g, x, 1, k, groups), group(g, w, 0, k, groups), b and group(g, b, 0, k, groups)
+            each.append(convolution(g, one, xk, wk, bk, stride, padding, dilation, is_transposed, rest, 1))
         return cat(g, out, each, 1)
     if n == 3 and is_transposed:
         return turned_round(g, out, x, w, b, stride, padding, dilation, rest)
@@ -76,6 +70,12 @@ def convolution(
     return g.op(
         "ConvTranspose", x, w, *([b] if b else []), shape=out.shape, pads=padding * 2, output_padding=rest, **shape
     )
+
+
+def group(g: Graph, x: Ref, axis: int, number: int, groups: int) -> Ref:
+    """One group of channels."""
+    size = x.shape[axis] // groups
+    return g.slice(x, [axis], [number * size], [(number + 1) * size])
 
 
 def turned_round(
