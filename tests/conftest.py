@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from node import WEB, run
 # No deadlines: a busy machine is no bug. The same examples every time: a failure here is a failure everywhere.
 settings.register_profile("trainpool", deadline=None, derandomize=True)
 settings.load_profile("trainpool")
+
+# A shell starts what runs in its background with Ctrl+C ignored, and programs inherit it: tests of Ctrl+C would wait.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
