@@ -33,7 +33,7 @@ def test_a_run_follows_pytorchs(cache: Path, tmp_path: Path) -> None:
     assert ours.summary["test_accuracy"] == pytest.approx(torchs.summary["test_accuracy"], abs=0.005)
     assert torchs.summary["test_accuracy"] > 0.9
     distance = np.linalg.norm(ours.parameters - torchs.parameters) / np.linalg.norm(torchs.parameters)
-    assert distance < 0.05  # five passes multiply what rounding began
+    assert distance < 1e-3  # five passes multiply what rounding began
     assert program.load(tmp_path / "onnx" / "program").program.batch == 32
 
 
