@@ -24,7 +24,12 @@ from trainpool.messages import Recipe
 from trainpool.pools.local import Process
 from trainpool.strategies import ParallelSGD
 
-METHODS = ("auto", "parallel-sgd", "downpour", "fedbuff")
+METHODS = {
+    "diloco, 16 steps": tp.DiLoCo(steps=16, momentum=0.5, learning_rate=1.0),
+    "parallel-sgd": "parallel-sgd",
+    "downpour": "downpour",
+    "fedbuff": "fedbuff",
+}
 
 
 class Pinned(tp.LocalPool):
@@ -75,7 +80,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         pools["3, two on one core"] = ((0, 1, 1), (1.0, 0.5, 0.5))
     for name, (places, parts) in pools.items():
-        for method in METHODS:
+        for label, method in METHODS.items():
             real, simulated = [], []
             for seed in range(options.runs):
                 # One long task each, no waiting for one another: what the processor does without a coordinator.
@@ -87,7 +92,7 @@ def main() -> None:
             ratio = statistics.median(a[0] / b[0] for a, b in zip(real, simulated, strict=True))
             times = [f"{statistics.median(found[0] for found in side):.1f}" for side in (real, simulated)]
             accuracies = [f"{statistics.median(found[1] for found in side):.2%}" for side in (real, simulated)]
-            row = (name, method, *times, f"{ratio:.2f}", *accuracies)
+            row = (name, label, *times, f"{ratio:.2f}", *accuracies)
             table.add_row(*row)
             print(*row, sep="  ", flush=True)
     Console().print(table)

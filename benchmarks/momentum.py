@@ -1,0 +1,149 @@
+"""Momentum carried from task to task, and batches that grow: do they beat an outer step? A loop by hand, virtual time.
+
+A task carries parameters and nothing else, so this trains without tasks: rounds over sixteen unequal machines, steps in
+proportion to each machine's speed, then a new model. A round lasts as long as its slowest machine takes.
+
+    outer      x ← x - η (g + μ m),  m ← μ m + g,  g = mean delta: what `auto` does (Douillard et al. 2023)
+    carried    local steps with momentum; x ← mean of x_i, v ← mean of v_i, and the next round's steps go on from both
+               (Yu, Jin, Yang: "On the Linear Speedup Analysis of Communication Efficient Momentum SGD for Distributed
+               Non-Convex Optimization", ICML 2019, algorithm 1). Twice the traffic
+    anew       the same, but v is zero at the beginning of every task
+    growth     the batch grows along with progress, four times in all; with the rate that falls, or instead of it (Smith
+               et al.: "Don't Decay the Learning Rate, Increase the Batch Size", ICLR 2018)
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import trainpool as tp
+from trainpool.data import default_cache
+from trainpool.data.named import NamedData, named
+from trainpool.models.cnn import CNN
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the tasks of a round are, and how it changes the model."""
+
+    name: str
+    rate: float = 0.1
+    steps: int = 8
+    """Of the fastest machine."""
+    inner: float = 0.0
+    """Momentum of the local steps."""
+    carried: bool = False
+    mu: float = 0.0
+    eta: float = 1.0
+    growth: float = 1.0
+    falls: bool = True
+    """Whether the rate follows a cosine."""
+
+
+RULES = (
+    Rule("outer", mu=0.9, eta=1.6),
+    *(Rule("carried", inner=0.9, carried=True, rate=rate) for rate in (0.02, 0.05, 0.1)),
+    *(Rule("anew", inner=0.9, rate=rate) for rate in (0.02, 0.05)),
+    *(Rule("carried, outer", inner=0.9, carried=True, rate=rate, mu=0.5, eta=1.0) for rate in (0.02, 0.05)),
+    *(Rule("carried, outer", inner=0.5, carried=True, rate=rate, mu=0.9, eta=1.6) for rate in (0.05, 0.1)),
+    Rule("outer, growth", mu=0.9, eta=1.6, growth=4),
+    Rule("outer, growth, constant rate", mu=0.9, eta=1.6, growth=4, falls=False),
+)
+
+
+def tensors(data: NamedData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training images and labels, test images and labels."""
+    found: list[Tensor] = []
+    for source in (data.train, data.test):
+        x, y = torch.from_numpy(source.x.copy()), torch.from_numpy(source.y.copy())
+        found += [(x.float() / 255 - data.mean[0]) / data.std[0], y.long()]
+    return found[0], found[1], found[2], found[3]
+
+
+def train(rule: Rule, speeds: list[float], data: NamedData, epochs: float, seed: int) -> Iterator[tuple[float, float]]:
+    """Virtual seconds and test accuracy, after each twentieth of the run."""
+    x, y, x_test, y_test = tensors(data)
+    torch.manual_seed(seed)
+    net = CNN((1, 28, 28), 10)
+    weights = list(net.parameters())
+    model = [p.detach().clone() for p in weights]
+    m, v = ([torch.zeros_like(p) for p in model] for _ in range(2))
+    order = torch.cat([torch.randperm(len(x)) for _ in range(math.ceil(epochs))])[: round(epochs * len(x))]
+    steps = [max(1, round(rule.steps * speed / max(speeds))) for speed in speeds]
+    done = evaluated = 0
+    seconds = 0.0
+    while done < len(order):
+        progress = done / len(order)
+        batch = round(BATCH * rule.growth**progress)
+        rate = rule.rate * (0.5 + 0.5 * math.cos(math.pi * progress) if rule.falls else 1.0)
+        delta, velocity = ([torch.zeros_like(p) for p in model] for _ in range(2))
+        for count in steps:
+            own = [part.clone() if rule.carried else torch.zeros_like(part) for part in v]
+            with torch.no_grad():
+                torch._foreach_copy_(weights, model)
+            for _ in range(count):
+                rows = order[done : done + batch]
+                done += batch
+                gradients = torch.autograd.grad(cross_entropy(net(x[rows]), y[rows]), weights) if len(rows) else own
+                with torch.no_grad():
+                    torch._foreach_mul_(own, rule.inner)
+                    torch._foreach_add_(own, gradients)
+                    torch._foreach_add_(weights, own, alpha=-rate)
+            with torch.no_grad():
+                torch._foreach_add_(delta, torch._foreach_sub(model, weights), alpha=1 / len(steps))
+                torch._foreach_add_(velocity, own, alpha=1 / len(steps))
+        v = velocity
+        torch._foreach_mul_(m, rule.mu)
+        torch._foreach_add_(m, delta)
+        torch._foreach_add_(model, torch._foreach_add(delta, m, alpha=rule.mu), alpha=-rule.eta)
+        seconds += max(count * batch / speed for count, speed in zip(steps, speeds, strict=True))
+        if done * 20 // len(order) > evaluated:
+            evaluated = done * 20 // len(order)
+            with torch.no_grad():
+                torch._foreach_copy_(weights, model)
+                yield seconds, float((net(x_test).argmax(1) == y_test).float().mean())
+
+
+def main() -> None:
+    """Train with every rule, then print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=float, default=0.7)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--target", type=float, default=0.88)
+    parser.add_argument("--only", help="the rules whose name begins so")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = named("fashion-mnist", default_cache())
+    speeds = [machine.speed for machine in tp.fleet(16, spread=8).machines]
+    table = Table("rule", "rate", f"time to {100 * options.target:g} %", "accuracy at the end")
+    for rule in RULES:
+        if not rule.name.startswith(options.only or ""):
+            continue
+        times, ends = [], []
+        for seed in range(options.seeds):
+            curve = list(train(rule, speeds, data, options.epochs, seed))
+            times.append(next((seconds for seconds, accuracy in curve if accuracy >= options.target), math.inf))
+            ends.append(curve[-1][1])
+        time = statistics.median_low(sorted(times))
+        table.add_row(
+            rule.name,
+            f"{rule.rate:g}",
+            f"{time:.1f} s" if time < math.inf else "never",
+            f"{100 * statistics.median(ends):.1f} % ({100 * min(ends):.1f} to {100 * max(ends):.1f})",
+        )
+        print(rule, times, ends, flush=True)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
