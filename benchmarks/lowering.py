@@ -5,6 +5,8 @@
    Each side in a process of its own; the ratio is the median of the turns'.
 2. Seconds to lower ResNet-20.
 3. Megabytes that a worker installs: `pip install` of this package without extras, all files of it and what it needs.
+
+`--profile resnet20` prints instead which operators take the time of a step.
 """
 
 import argparse
@@ -16,9 +18,12 @@ import sys
 import tempfile
 import time
 import venv
+from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import onnxruntime
 import torch
 from speed import by_hand
 
@@ -72,6 +77,29 @@ def measure(side: str, case: str, folder: Path) -> float:
     return seconds * 1e3
 
 
+def profile(case: str, folder: Path) -> Counter[str]:
+    """Microseconds that each operator took, in all steps."""
+    ordinary = onnxruntime.SessionOptions
+
+    def options() -> onnxruntime.SessionOptions:
+        made = ordinary()
+        made.enable_profiling, made.profile_file_prefix = True, str(folder / "profile")
+        return made
+
+    experiment, steps = experiment_of(case), CASES[case][3]
+    with mock.patch.object(onnxruntime, "SessionOptions", options):
+        kernel = OnnxKernel(program.load(tp.lower(experiment, Recipe(), proximal=False).save(folder / "program")))
+    vector, (x, y) = vector_of(experiment.model), experiment.train
+    task = Task(id=0, version=0, shard="s", recipe=Recipe(), seed=1, offset=0, steps=steps, batch=32)
+    kernel.run(task, vector, None, {"x": x, "y": y}, np.empty_like(vector))
+    kernel.test.end_profiling()
+    found: Counter[str] = Counter()
+    for event in json.loads(Path(kernel.train.end_profiling()).read_bytes()):
+        if event["name"].endswith("_kernel_time"):
+            found[event["args"]["op_name"]] += event["dur"]
+    return found
+
+
 def installed() -> float:
     """Megabytes of a fresh installation without extras; pip's own files, which were there before, do not count."""
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer pairs")
     parser.add_argument("--measure", nargs=3, metavar=("SIDE", "CASE", "FOLDER"), help="for this script's own use")
+    parser.add_argument("--profile", choices=CASES, help="where a step's time goes")
     options = parser.parse_args()
+    if options.profile:
+        with tempfile.TemporaryDirectory() as folder:
+            found = profile(options.profile, Path(folder))
+        for name, time_taken in found.most_common(15):
+            print(f"{time_taken / found.total():6.1%}  {name}")
+        return
     if options.measure:
         print(json.dumps(measure(options.measure[0], options.measure[1], Path(options.measure[2]))))
         return
