@@ -1,15 +1,17 @@
 """Comparisons: what is asked, which trials follow, what survives an interruption, and what the numbers mean."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from torch import nn
 
 import trainpool as tp
 from trainpool import compare as comparing
-from trainpool.compare import RESULTS, TRIALS, compare, outcomes
+from trainpool.compare import RESULTS, TRIALS, compare, outcomes, rehearse
 from trainpool.errors import ConfigError, RunError
 from trainpool.kernels.torch import vector_of
 from trainpool.machines import Machines
@@ -248,7 +250,7 @@ def performed(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
         return outcome(trial, asked.hash, reach=reach + trial.seed / 10)
 
     monkeypatch.setattr(comparing, "perform", pretend)
-    monkeypatch.setattr(comparing, "rehearse", lambda *arguments: None)
+    monkeypatch.setattr(comparing, "rehearse", lambda *arguments: "data")
     return run
 
 
@@ -311,6 +313,28 @@ def test_a_folder_answers_one_question(performed: list[Trial], tmp_path: Path) -
     path.write_bytes(msgspec.json.encode(outcome(Trial("downpour", 0.1, 0), "another")))
     with pytest.raises(RunError, match="answers another question than"):
         outcomes(tmp_path / "c", question())
+
+
+def test_other_data_are_not_mixed_in(
+    performed: list[Trial], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparing, "rehearse", rehearse)
+    y = np.arange(64) % 2
+
+    def make(pixel: int, test_pixel: int = 0) -> Callable[[int], tp.Experiment]:
+        x = np.zeros((64, 4), np.float32)
+        x[0, 0], test = pixel, x[:8].copy()
+        test[1, 0] = test_pixel
+        return lambda seed: tp.Experiment(nn.Linear(4, 2), (x, y), (test, y[:8]))
+
+    out = tmp_path / "c"
+    compare(question(), out, make=make(1), cache=cache)
+    next((out / TRIALS).iterdir()).unlink()
+    for other in (make(2), make(1, 1)):
+        with pytest.raises(RunError, match="the data have changed since the comparison began"):
+            compare(question(), out, make=other, cache=cache)
+    compare(question(), out, make=make(1), cache=cache)
+    assert len(list((out / TRIALS).iterdir())) == question().trials
 
 
 def test_other_code_is_not_mixed_in(performed: list[Trial], tmp_path: Path) -> None:

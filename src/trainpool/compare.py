@@ -1,6 +1,7 @@
 """Which method for these machines? Each is really trained under a virtual clock, with the same data, seeds and budget.
 
     OUT/question.json            what is asked; another question needs another folder
+    OUT/data.txt                 the hashes of the data that it was asked about
     OUT/trials/NAME.json         one finished trial each, so that an interrupted comparison goes on where it was
     OUT/results.json report.html the answer
 
@@ -32,7 +33,7 @@ from trainpool.trial import Bench, Outcome, Trial
 
 __all__ = ["Follower", "compare", "document", "outcomes", "read_question", "results"]
 
-QUESTION, TRIALS, RESULTS, REPORT = "question.json", "trials", "results.json", "report.html"
+QUESTION, DATA, TRIALS, RESULTS, REPORT = "question.json", "data.txt", "trials", "results.json", "report.html"
 
 
 class Follower(Protocol):
@@ -110,10 +111,13 @@ def compare(
     done = outcomes(home, question)
     if open_methods := [label for label in question.labels if missing(question, label, done)]:
         check_code(question)
-        rehearse(question, open_methods, make or experiments(question, place), place)
+        data = rehearse(question, open_methods, make or experiments(question, place), place)
+        if (home / DATA).exists() and (home / DATA).read_text() != data:
+            raise RunError("the data have changed since the comparison began: restore them, or begin anew")
         with disk(home):
             (home / TRIALS).mkdir(parents=True, exist_ok=True)
             if not (home / QUESTION).exists():
+                wire.write(home / DATA, data.encode())
                 wire.write(home / QUESTION, msgspec.json.format(msgspec.json.encode(question), indent=2))
             for news in trials(question, done, place, make, processes, home / "trials.log"):
                 if isinstance(news, Outcome):
@@ -208,20 +212,22 @@ def check_code(question: Question) -> None:
             raise RunError(f"{file} has changed since the comparison began: restore it, or begin anew")
 
 
-def rehearse(question: Question, labels: list[str], make: Experiments, cache: Path) -> None:
+def rehearse(question: Question, labels: list[str], make: Experiments, cache: Path) -> str:
     """See that every method can begin, so that none fails after an hour of the others; it also cuts the shards.
+
+    Returns the hashes of the training and test data, which say whether a comparison goes on with the same.
 
     Raises:
         TrainpoolError: a method cannot, and why.
     """
     from trainpool import training
 
-    experiment = make(question.seeds[0])
-    for label in labels:
+    experiment, data = make(question.seeds[0]), ""
+    for label in dict.fromkeys([question.labels[0], *labels]):
         trial = Trial(label, question.rates[0], question.seeds[0])
         recipe = msgspec.structs.replace(question.recipe, learning_rate=trial.rate)
         with tempfile.TemporaryDirectory(prefix="trainpool-", ignore_cleanup_errors=True) as folder:
-            training.begin(
+            run = training.begin(
                 experiment,
                 out=folder,
                 strategy=question.strategy(label),
@@ -231,6 +237,9 @@ def rehearse(question: Question, labels: list[str], make: Experiments, cache: Pa
                 cache=cache,
                 **question.options(label),
             )
+        if label == question.labels[0]:
+            data = "\n".join(part.id for part in (run.config.train, run.config.test) if part)
+    return data
 
 
 def results(question: Question, done: Mapping[Trial, Outcome]) -> Results:
