@@ -29,8 +29,6 @@ from trainpool.data import default_cache
 from trainpool.data.named import NamedData, named
 from trainpool.models.cnn import CNN
 
-BATCH = 8
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -45,18 +43,20 @@ class Rule:
     carried: bool = False
     mu: float = 0.0
     eta: float = 1.0
+    batch: int = 8
     growth: float = 1.0
+    """Of the batch, from the first round to the last."""
     falls: bool = True
     """Whether the rate follows a cosine."""
 
 
 RULES = (
     Rule("outer", mu=0.9, eta=1.6),
-    *(Rule("carried", inner=0.9, carried=True, rate=rate) for rate in (0.02, 0.05, 0.1)),
-    *(Rule("anew", inner=0.9, rate=rate) for rate in (0.02, 0.05)),
-    *(Rule("carried, outer", inner=0.9, carried=True, rate=rate, mu=0.5, eta=1.0) for rate in (0.02, 0.05)),
-    *(Rule("carried, outer", inner=0.5, carried=True, rate=rate, mu=0.9, eta=1.6) for rate in (0.05, 0.1)),
+    *(Rule("carried", inner=0.9, carried=True, rate=rate) for rate in (0.05, 0.1, 0.2)),
+    *(Rule("anew", inner=0.9, rate=rate) for rate in (0.05, 0.1)),
+    *(Rule("carried, outer", inner=0.9, carried=True, rate=rate, mu=0.5, eta=1.0) for rate in (0.05, 0.1)),
     Rule("outer, growth", mu=0.9, eta=1.6, growth=4),
+    Rule("outer, growth from 4", mu=0.9, eta=1.6, growth=4, batch=4),
     Rule("outer, growth, constant rate", mu=0.9, eta=1.6, growth=4, falls=False),
 )
 
@@ -84,7 +84,7 @@ def train(rule: Rule, speeds: list[float], data: NamedData, epochs: float, seed:
     seconds = 0.0
     while done < len(order):
         progress = done / len(order)
-        batch = round(BATCH * rule.growth**progress)
+        batch = round(rule.batch * rule.growth**progress)
         rate = rule.rate * (0.5 + 0.5 * math.cos(math.pi * progress) if rule.falls else 1.0)
         delta, velocity = ([torch.zeros_like(p) for p in model] for _ in range(2))
         for count in steps:
@@ -129,19 +129,14 @@ def main() -> None:
     for rule in RULES:
         if not rule.name.startswith(options.only or ""):
             continue
-        times, ends = [], []
-        for seed in range(options.seeds):
-            curve = list(train(rule, speeds, data, options.epochs, seed))
-            times.append(next((seconds for seconds, accuracy in curve if accuracy >= options.target), math.inf))
-            ends.append(curve[-1][1])
-        time = statistics.median_low(sorted(times))
-        table.add_row(
-            rule.name,
-            f"{rule.rate:g}",
-            f"{time:.1f} s" if time < math.inf else "never",
-            f"{100 * statistics.median(ends):.1f} % ({100 * min(ends):.1f} to {100 * max(ends):.1f})",
-        )
-        print(rule, times, ends, flush=True)
+        curves = [list(train(rule, speeds, data, options.epochs, seed)) for seed in range(options.seeds)]
+        times = [next((t for t, accuracy in curve if accuracy >= options.target), math.inf) for curve in curves]
+        ends = sorted(100 * curve[-1][1] for curve in curves)
+        time = statistics.median_high(times)
+        reached = "never" if math.isinf(time) else f"{time:.1f} s"
+        row = (rule.name, f"{rule.rate:g}", reached, f"{statistics.median(ends):.1f} % ({ends[0]:.1f}–{ends[-1]:.1f})")
+        table.add_row(*row)
+        print(*row, sep="  ", flush=True)
     Console().print(table)
 
 
