@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -25,9 +26,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import trainpool as tp
+from trainpool import models
 from trainpool.data import default_cache
-from trainpool.data.named import NamedData, named
-from trainpool.models.cnn import CNN
+from trainpool.experiment import named_experiment
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,26 @@ RULES = (
 )
 
 
-def tensors(data: NamedData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images and labels, test images and labels."""
+Data = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Training images `[n, 1, 28, 28]` as the network takes them and labels `[n]`; the same of the test data."""
+
+
+def tensors() -> Data:
+    """Fashion-MNIST."""
+    experiment = named_experiment("fashion-mnist", "cnn", cache=default_cache())
     found: list[Tensor] = []
-    for source in (data.train, data.test):
-        x, y = torch.from_numpy(source.x.copy()), torch.from_numpy(source.y.copy())
-        found += [(x.float() / 255 - data.mean[0]) / data.std[0], y.long()]
+    for source in experiment.sources():
+        assert source is not None
+        x, y = (torch.from_numpy(part) for part in source.gather(np.arange(len(source))))
+        found += [experiment.preprocess(x), y]  # type: ignore[misc]
     return found[0], found[1], found[2], found[3]
 
 
-def train(rule: Rule, speeds: list[float], data: NamedData, epochs: float, seed: int) -> Iterator[tuple[float, float]]:
+def train(rule: Rule, speeds: list[float], data: Data, epochs: float, seed: int) -> Iterator[tuple[float, float]]:
     """Virtual seconds and test accuracy, after each twentieth of the run."""
-    x, y, x_test, y_test = tensors(data)
+    x, y, x_test, y_test = data
+    net = models.build("cnn", (1, 28, 28), 10, seed)
     torch.manual_seed(seed)
-    net = CNN((1, 28, 28), 10)
     weights = list(net.parameters())
     model = [p.detach().clone() for p in weights]
     m, v = ([torch.zeros_like(p) for p in model] for _ in range(2))
@@ -91,14 +98,15 @@ def train(rule: Rule, speeds: list[float], data: NamedData, epochs: float, seed:
             own = [part.clone() if rule.carried else torch.zeros_like(part) for part in v]
             with torch.no_grad():
                 torch._foreach_copy_(weights, model)
-            for _ in range(count):
-                rows = order[done : done + batch]
-                done += batch
-                gradients = torch.autograd.grad(cross_entropy(net(x[rows]), y[rows]), weights) if len(rows) else own
+            for rows in order[done : done + count * batch].split(batch):
+                if not len(rows):
+                    break  # the last round: others have taken the rest
+                gradients = torch.autograd.grad(cross_entropy(net(x[rows]), y[rows]), weights)
                 with torch.no_grad():
                     torch._foreach_mul_(own, rule.inner)
                     torch._foreach_add_(own, gradients)
                     torch._foreach_add_(weights, own, alpha=-rate)
+            done += count * batch
             with torch.no_grad():
                 torch._foreach_add_(delta, torch._foreach_sub(model, weights), alpha=1 / len(steps))
                 torch._foreach_add_(velocity, own, alpha=1 / len(steps))
@@ -107,8 +115,8 @@ def train(rule: Rule, speeds: list[float], data: NamedData, epochs: float, seed:
         torch._foreach_add_(m, delta)
         torch._foreach_add_(model, torch._foreach_add(delta, m, alpha=rule.mu), alpha=-rule.eta)
         seconds += max(count * batch / speed for count, speed in zip(steps, speeds, strict=True))
-        if done * 20 // len(order) > evaluated:
-            evaluated = done * 20 // len(order)
+        if (twentieth := done * 20 // len(order)) > evaluated:
+            evaluated = twentieth
             with torch.no_grad():
                 torch._foreach_copy_(weights, model)
                 guesses = torch.cat([net(part).argmax(1) for part in x_test.split(500)])
@@ -124,7 +132,7 @@ def main() -> None:
     parser.add_argument("--only", help="the rules whose name begins so")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = named("fashion-mnist", default_cache())
+    data = tensors()
     speeds = [machine.speed for machine in tp.fleet(16, spread=8).machines]
     table = Table("rule", "rate", f"time to {100 * options.target:g} %", "accuracy at the end")
     for rule in RULES:

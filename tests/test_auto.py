@@ -50,6 +50,10 @@ def test_the_slowest_has_a_step_to_do_and_the_way_is_shorter_than_the_work(
     assert chosen(Conditions((1.0, slowest), travel), size).steps == steps
 
 
+def test_rounds_of_local_processes_are_long_enough_to_pay_for_handing_tasks_over() -> None:
+    assert chosen(tp.LocalPool(2).conditions(batch=32)).steps == 16
+
+
 def test_a_simulated_pool_tells_of_its_lines() -> None:
     pool = tp.SimulatedPool(tp.fleet(4, spread=4, speed=100, bandwidth=(8e6, 16e6), latency=0.25, churn=0.1))
     conditions = pool.conditions(batch=10)  # 0.1 s a step of the fastest

@@ -77,8 +77,10 @@ class Admission:
         length = norm(delta)
         if not math.isfinite(length):
             return "its delta has NaN or infinite elements, or is too long to measure"
-        if buffers.size and not bool(np.isfinite(buffers).all()):
-            strange = ~np.isfinite(buffers) if known is None else ~np.isfinite(buffers) & (buffers != known)
+        if buffers.size:
+            strange = ~np.isfinite(buffers)
+            if known is not None:
+                strange &= buffers != known
             if strange.any():
                 return "its buffers have NaN or infinite elements"
         length /= math.sqrt(report.steps)

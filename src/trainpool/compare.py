@@ -222,12 +222,12 @@ def rehearse(question: Question, labels: list[str], make: Experiments, cache: Pa
     """
     from trainpool import training
 
-    experiment, data = make(question.seeds[0]), ""
+    experiment, configs = make(question.seeds[0]), {}
     for label in dict.fromkeys([question.labels[0], *labels]):
         trial = Trial(label, question.rates[0], question.seeds[0])
         recipe = msgspec.structs.replace(question.recipe, learning_rate=trial.rate)
         with tempfile.TemporaryDirectory(prefix="trainpool-", ignore_cleanup_errors=True) as folder:
-            run = training.begin(
+            configs[label] = training.begin(
                 experiment,
                 out=folder,
                 strategy=question.strategy(label),
@@ -236,10 +236,9 @@ def rehearse(question: Question, labels: list[str], make: Experiments, cache: Pa
                 seed=trial.seed,
                 cache=cache,
                 **question.options(label),
-            )
-        if label == question.labels[0]:
-            data = "\n".join(part.id for part in (run.config.train, run.config.test) if part)
-    return data
+            ).config
+    config = configs[question.labels[0]]
+    return "\n".join(part.id for part in (config.train, config.test) if part)
 
 
 def results(question: Question, done: Mapping[Trial, Outcome]) -> Results:

@@ -60,7 +60,8 @@ export function distance(one: Values, two: Values): number {
 
 type Values = Pick<Result, "delta" | "buffers">;
 
-function relative(one: Float32Array, two: Float32Array): number {
+/** ‖one - two‖ / ‖two‖; 0 where they are the same. */
+export function relative(one: ArrayLike<number>, two: ArrayLike<number>): number {
   let [apart, whole] = [0, 0];
   for (let i = 0; i < two.length; i++) {
     if (one[i] !== two[i]) apart += (one[i]! - two[i]!) ** 2; // equal infinities, as in a mask, are no difference

@@ -4,12 +4,12 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Browser, JSHandle, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { relative } from "../../src/choose";
 import { reportOf } from "../../src/messages";
 import type { Runtime } from "../../src/runtime";
 import { decode, type Tensors } from "../../src/safetensors";
 import { PAGE } from "./build";
 import { start } from "./chromium";
-import { distance } from "./distance";
 import type { Trainpool } from "./kernel";
 import { type Site, serve } from "./serve";
 
@@ -68,8 +68,8 @@ describe.each([
     const found = await train(folder, runtime);
     const { message, tensors } = decode(answer(folder), reportOf);
     const apart = {
-      delta: distance(found.delta, values(tensors, "delta")),
-      buffers: distance(found.buffers, values(tensors, "buffers")),
+      delta: relative(found.delta, values(tensors, "delta")),
+      buffers: relative(found.buffers, values(tensors, "buffers")),
       loss: Math.abs(found.report.loss / message.loss - 1),
       evaluation: Math.abs(found.evaluation / evaluation - 1),
     };

@@ -2,12 +2,12 @@
 
 import type { Browser, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
+import { relative } from "../../src/choose";
 import { reportOf } from "../../src/messages";
 import { decode } from "../../src/safetensors";
 import { bytes, json } from "../vectors";
 import { PAGE } from "./build";
 import { start } from "./chromium";
-import { distance } from "./distance";
 import type { Trainpool } from "./kernel";
 import { type Site, serve } from "./serve";
 
@@ -95,8 +95,8 @@ for (const name of ["convolution", "dense"]) {
       const { message, tensors } = decode(bytes(`tasks/${name}/report.safetensors`), reportOf);
       const evaluation = json<{ loss: number; accuracy: number; samples: number }>(`tasks/${name}/evaluation.json`);
       expect(found.used).toEqual([backend, threads]);
-      expect(distance(found.delta, tensors.get("delta")!.values as Float32Array)).toBeLessThanOrEqual(bound);
-      expect(distance(found.buffers, tensors.get("buffers")!.values as Float32Array)).toBeLessThanOrEqual(bound);
+      expect(relative(found.delta, tensors.get("delta")!.values as Float32Array)).toBeLessThanOrEqual(bound);
+      expect(relative(found.buffers, tensors.get("buffers")!.values as Float32Array)).toBeLessThanOrEqual(bound);
       expect(found.report).toMatchObject({ task: message.task, steps: message.steps, samples: message.samples });
       expect(Math.abs(found.report.loss / message.loss - 1)).toBeLessThanOrEqual(bound);
       expect(Math.abs(found.evaluation.loss / evaluation.loss - 1)).toBeLessThanOrEqual(bound);

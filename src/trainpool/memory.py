@@ -1,0 +1,81 @@
+"""What a coordinator remembers, beside the strategy's own state: saved and restored as a whole."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainpool.admission import Admission
+from trainpool.events import WorkerId
+from trainpool.messages import ShardId
+from trainpool.pace import Pace
+from trainpool.statistics import Statistics
+from trainpool.units import Lease
+from trainpool.vector import Vector
+
+__all__ = ["Base", "Ledger", "Memory"]
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What became of one shard's work units. leased = accepted + rejected + failed + lost + those still out."""
+
+    steps: int = 0
+    """Merged steps."""
+    samples: int = 0
+    """Merged samples: the offset of the next unit."""
+    leased: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    """Not admitted, too stale, or answered after another worker's answer to the same unit."""
+    failed: int = 0
+    """The worker said that it could not."""
+    lost: int = 0
+    """The worker left, or the coordinator restarted."""
+    overdue: int = 0
+    """Leases that passed their deadline; each also ends in one of the ways above."""
+
+
+@dataclass
+class Base:
+    """Parameters of one version, kept for the updates that will need them."""
+
+    parameters: Vector
+    users: int = 0
+    """Leases that do."""
+
+
+@dataclass
+class Memory:
+    """Everything that evolves, beside the strategy's own state: it is saved and restored as a whole."""
+
+    ledger: dict[ShardId, Ledger]
+    statistics: Statistics
+    admission: Admission
+    pace: Pace
+    leases: dict[int, Lease] = field(default_factory=dict)
+    workers: dict[WorkerId, Literal["idle", "busy"]] = field(default_factory=dict)
+    idle: dict[WorkerId, None] = field(default_factory=dict)
+    """The idle ones, the longest idle first."""
+    bases: dict[int, Base] = field(default_factory=dict)
+    """Parameters that tasks still out carried, by version, where their updates need them."""
+    next_task: int = 0
+    session: int = 0
+    """How often the coordinator was restarted: part of every task's number, so that none is used twice."""
+    misses: int = 0
+    """Failed or rejected answers since the last accepted one."""
+    samples: int = 0
+    """Merged."""
+    rejected: int = 0
+    """Answers that were refused for what they held, or as too stale."""
+    copies: int = 0
+    """Leases of a unit that another worker was late with."""
+    loss: float = 0.0
+    """A moving mean of the training loss."""
+    staleness: int = 0
+    """Sum over accepted updates."""
+    updates: int = 0
+    """Accepted updates."""
+    bytes_down: int = 0
+    """Of the arrays sent to workers."""
+    bytes_up: int = 0
+    """Of the arrays that workers returned."""
+    done: bool = False
