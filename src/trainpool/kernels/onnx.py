@@ -4,6 +4,8 @@ The parameters live in two flat vectors. A step reads one and writes the other, 
 session and its bindings serve every task.
 """
 
+import ctypes
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +247,17 @@ def first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def gpus() -> int:
+    """How many CUDA devices the driver shows this process; ONNX Runtime itself does not tell."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return 0 if failed else count.value
+
+
 def load(folder: Path, device: str, number: int, threads: int) -> tuple[OnnxKernel, str]:
     """The kernel of a program's folder, and the name of its device.
 
@@ -253,9 +266,9 @@ def load(folder: Path, device: str, number: int, threads: int) -> tuple[OnnxKern
     Raises:
         ProgramError: the folder holds no program that runs here.
     """
-    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    count = gpus() if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else 0
     if device == "auto":
-        device = f"cuda:{number}" if cuda else "cpu"
-    elif device != "cpu" and not cuda:
-        raise ProgramError(f"no device {device!r}: this ONNX Runtime has no CUDA; install onnxruntime-gpu")
+        device = f"cuda:{number % count}" if count else "cpu"
+    elif device != "cpu" and not count:
+        raise ProgramError(f"no device {device!r}: that takes a GPU with CUDA, and onnxruntime-gpu")
     return OnnxKernel(load_program(folder), device, threads), device
