@@ -33,8 +33,8 @@ CASES = {
     "64-spread8": f"--strategies {THREE} --workers 64 --spread 8 --rate 0.1 {COMMON} {LONG}",
     "64-spread1": f"--strategies {THREE} --workers 64 --spread 1 --rate 0.1 {COMMON} {LONG}",
     "64-spread8-churn": f"--strategies {THREE} --workers 64 --spread 8 --churn 0.2 --rate 0.1 {COMMON} {LONG}",
-    "resnet20": f"--strategies {THREE} --model resnet20 --workers 16 --spread 8 --epochs 0.5 --rate 0.1 --batch-size 8 "
-    "--evaluate-every 0.05 --target 0.84",
+    "resnet20": "--strategies auto,downpour --model resnet20 --workers 16 --spread 8 --epochs 1 --rates 0.1,0.2,0.4 "
+    "--recipe clip_norm=1 --batch-size 8 --evaluate-every 0.05 --target 0.83",
 }
 SHOWN = (
     "method",
