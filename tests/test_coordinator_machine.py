@@ -31,6 +31,7 @@ from trainpool.messages import Recipe, Report
 from trainpool.pace import Pace
 from trainpool.strategies import Plan, build, discover
 from trainpool.strategies import settings as settings_of
+from trainpool.testing import check_ledger
 from trainpool.vector import Layout
 
 LAYOUT = Layout.of({"w": ((4,), "parameter"), "mean": ((1,), "running-mean"), "var": ((1,), "running-var")})
@@ -173,17 +174,14 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_adds_up(self) -> None:
-        memory, plan = self.coordinator.memory, self.coordinator.plan
+        check_ledger(self.coordinator)
+        memory = self.coordinator.memory
         for shard, entry in memory.ledger.items():
             leases = [lease for lease in memory.leases.values() if lease.task.shard == shard]
-            ended = entry.accepted + entry.rejected + entry.failed + entry.lost
-            assert entry.leased == ended + len(leases)
             current = [lease for lease in leases if lease.task.offset == entry.samples and not lease.overdue]
             assert len(current) <= 2  # the second is a copy, for an idle worker
             assert entry.overdue <= entry.leased
-            assert entry.samples == self.samples[shard] == entry.steps * plan[shard].batch
-            assert entry.steps <= plan[shard].steps
-        assert self.coordinator.samples <= plan.budget
+            assert entry.samples == self.samples[shard]
 
     @invariant()
     def the_model_is_finite(self) -> None:

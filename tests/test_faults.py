@@ -28,6 +28,7 @@ from trainpool.journal import Journal, replay
 from trainpool.kernels.torch import layout_of, vector_of
 from trainpool.pace import Pace
 from trainpool.strategies import Plan
+from trainpool.testing import check_ledger
 
 EXPERIMENT = """
 import numpy as np, torch, trainpool as tp
@@ -79,9 +80,8 @@ def test_workers_killed_in_mid_task_are_replaced_and_nothing_is_lost(
     result = training.carry_on(run, quiet=True)
     assert result.summary["samples"] == plan.budget
     coordinator = replay(tmp_path / "run", Coordinator(run.strategy, plan, layout, start))
-    ledger = coordinator.memory.ledger.values()
-    assert sum(entry.lost for entry in ledger) == 3
-    assert sum(entry.leased for entry in ledger) == 3 + sum(entry.accepted + entry.rejected for entry in ledger)
+    check_ledger(coordinator)
+    assert sum(entry.lost for entry in coordinator.memory.ledger.values()) == 3
     assert np.concatenate([coordinator.parameters, coordinator.buffers]).tobytes() == result.parameters.tobytes()
 
 
@@ -203,8 +203,7 @@ def test_the_parent_killed_ten_times_loses_nothing_and_leaves_no_orphans(tmp_pat
     assert child.wait(timeout=300) == 0, said.read_text()
     coordinator = replayed(home)
     assert coordinator.samples == coordinator.plan.budget
-    for entry in coordinator.memory.ledger.values():
-        assert entry.leased == entry.accepted + entry.rejected + entry.failed + entry.lost
+    check_ledger(coordinator)
     model = coordinator_model()
     model.load_state_dict(safetensors.torch.load_file(home / "model.safetensors"))
     final = np.concatenate([coordinator.parameters, coordinator.buffers])

@@ -3,7 +3,7 @@
 from trainpool.pools.fleet import fleet
 from trainpool.pools.simulated import SimulatedPool
 from trainpool.pools.timing import carry, timing
-from trainpool.testing.contract import CHECKS, CONVERGENCE, check_strategy, simulate
+from trainpool.testing.contract import CHECKS, CONVERGENCE, check_ledger, check_strategy, simulate
 from trainpool.testing.pools import Fault, InProcessPool
 from trainpool.testing.problems import Logistic, Quadratic
 
@@ -16,6 +16,7 @@ __all__ = [
     "Quadratic",
     "SimulatedPool",
     "carry",
+    "check_ledger",
     "check_strategy",
     "fleet",
     "simulate",

@@ -8,6 +8,7 @@ rule that was broken.
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ from trainpool.testing.pools import Fault, InProcessPool
 from trainpool.testing.problems import Logistic, Quadratic
 from trainpool.vector import Vector
 
-__all__ = ["CHECKS", "CONVERGENCE", "check_strategy", "simulate"]
+__all__ = ["CHECKS", "CONVERGENCE", "check_ledger", "check_strategy", "simulate"]
 
 RECIPE = Recipe(learning_rate=0.1, batch_size=8, schedule="cosine")
 SPEEDS = (1.0, 2.0, 5.0)
@@ -298,6 +299,19 @@ def check_converges(strategy: AnyStrategy, problem: Quadratic | Logistic) -> Non
     best, first = problem.objective(problem.optimum), problem.objective(np.zeros_like(problem.optimum))
     gap = (problem.objective(coordinator.parameters) - best) / (first - best)
     assert gap <= GAP, f"{gap:.3f} of the distance to the smallest objective is left; {GAP} is allowed"
+
+
+def check_ledger(coordinator: Coordinator) -> None:
+    """Every lease ended in one way or is still out, and what was merged adds up to the samples trained."""
+    memory = coordinator.memory
+    out = Counter(lease.task.shard for lease in memory.leases.values())
+    for shard, entry in memory.ledger.items():
+        ended = entry.accepted + entry.rejected + entry.failed + entry.lost
+        assert entry.leased == ended + out[shard], f"shard {shard[-4:]}: {entry}, and {out[shard]} out"
+        part = coordinator.plan.index[shard]
+        assert entry.samples == entry.steps * part.batch
+        assert entry.steps <= part.steps, f"shard {shard[-4:]} went beyond its steps"
+    assert coordinator.samples == sum(entry.samples for entry in memory.ledger.values())
 
 
 CHECKS: tuple[Callable[[AnyStrategy], None], ...] = (
