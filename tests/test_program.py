@@ -38,10 +38,12 @@ def reseal(folder: Path, **changes: object) -> None:
     """Write a manifest that fits the changed files."""
     manifest = msgspec.json.decode((folder / "program.json").read_bytes(), type=Program)
     files = {}
-    for name in program.FILES:
+    for name in (*manifest.files, *manifest.blocked):
         data = (folder / name).read_bytes()
         files[name] = File(hashlib.sha256(data).hexdigest(), len(data))
-    (folder / "program.json").write_bytes(program.encode(msgspec.structs.replace(manifest, files=files, **changes)))
+    blocked = {name: files.pop(name) for name in manifest.blocked}
+    sealed = msgspec.structs.replace(manifest, files=files, blocked=blocked)
+    (folder / "program.json").write_bytes(program.encode(msgspec.structs.replace(sealed, **changes)))
 
 
 def test_what_was_saved_is_what_is_loaded(lowered: Lowered, folder: Path) -> None:

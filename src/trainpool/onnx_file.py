@@ -13,6 +13,8 @@ __all__ = ["Contents", "contents"]
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 STANDARD = ("", "ai.onnx")
+BLOCKS = "com.microsoft.nchwc"
+"""ONNX Runtime's operators on its blocked memory order: convolution, pooling, and to and from that order."""
 MOST_NODES = 1_000_000
 
 
@@ -25,6 +27,8 @@ class Contents:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     nodes: int = 0
+    domains: tuple[str, ...] = STANDARD
+    """Whose operators it may use."""
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
@@ -80,14 +84,14 @@ def text(kind: int, value: int | memoryview) -> str:
         raise ProgramError("not an ONNX file: a name that is no text") from error
 
 
-def contents(data: bytes) -> Contents:
-    """The operators, inputs and outputs of an ONNX model.
+def contents(data: bytes, *, blocked: bool = False) -> Contents:
+    """The operators, inputs and outputs of an ONNX model, `blocked` with ONNX Runtime's blocked ones.
 
     Raises:
         ProgramError: the bytes are no such file or cut short, or it holds what no program may: external data, another
             domain's operators, functions of its own, training information, a graph inside of a graph.
     """
-    found = Contents()
+    found = Contents(domains=(*STANDARD, BLOCKS) if blocked else STANDARD)
     graphs = 0
     for number, kind, value in fields(memoryview(data)):
         if number == 7:  # ModelProto.graph
@@ -95,7 +99,7 @@ def contents(data: bytes) -> Contents:
             graph(message(kind, value), found)
         elif number == 8:  # opset_import
             for inner, inner_kind, name in fields(message(kind, value)):
-                if inner == 1 and text(inner_kind, name) not in STANDARD:
+                if inner == 1 and text(inner_kind, name) not in found.domains:
                     raise ProgramError(f"the ONNX file imports the domain {text(inner_kind, name)!r}")
         elif number in (20, 25):
             what = "training information" if number == 20 else "functions of its own"
@@ -127,7 +131,7 @@ def node(data: memoryview, found: Contents) -> None:
     for number, kind, value in fields(data):
         if number == 4:
             found.operators.add(text(kind, value))
-        elif number == 7 and text(kind, value) not in STANDARD:
+        elif number == 7 and text(kind, value) not in found.domains:
             raise ProgramError(f"the ONNX file uses the domain {text(kind, value)!r}")
         elif number == 5:  # AttributeProto: t = 5, g = 6, tensors = 10, graphs = 11, sparse_tensor(s) = 22, 23
             for inner, inner_kind, attribute in fields(message(kind, value)):

@@ -4,8 +4,12 @@
     train.onnx      one training step
     evaluate.onnx   one evaluation batch
     layout.json     the flat vector's layout
+    train.8.onnx, train.16.onnx
+                    the same training step for processors on which ONNX Runtime keeps images in blocks of so many
+                    channels; only where the model has a convolution that this makes faster
 
-Nothing in it is code of any language: ONNX operators of the standard set alone, from `OPERATORS`.
+Nothing in it is code of any language: ONNX operators of the standard set alone, from `OPERATORS`, and in the last two
+ONNX Runtime's own of its blocked memory order.
 """
 
 import hashlib
@@ -19,10 +23,11 @@ from msgspec import Meta
 from trainpool import wire
 from trainpool.errors import ProgramError
 from trainpool.messages import Optimizer, Task
-from trainpool.onnx_file import contents
+from trainpool.onnx_file import Contents, contents
 from trainpool.vector import Layout
 
 __all__ = [
+    "BLOCKED",
     "FILES",
     "OPERATORS",
     "Array",
@@ -39,6 +44,8 @@ __all__ = [
 
 T = TypeVar("T")
 FILES = ("train.onnx", "evaluate.onnx", "layout.json")
+BLOCKED = {8: "train.8.onnx", 16: "train.16.onnx"}
+"""The training step for processors with blocks of so many channels; a program may have none."""
 MOST_BYTES = 1 << 30
 """Of one file."""
 MOST_ELEMENTS = 1 << 31
@@ -114,6 +121,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Uniform float32 numbers in [0, 1) that each step needs."""
     operators: tuple[Name, ...]
     """The types of operators in both graphs, sorted."""
+    blocked: dict[str, File] = {}
+    """Of `BLOCKED`, the files that there are."""
 
     def fits(self, task: Task) -> None:
         """See that a task is what this program does.
@@ -142,6 +151,8 @@ class Loaded(msgspec.Struct, frozen=True):
     layout: Layout
     train: bytes
     evaluate: bytes
+    blocked: dict[int, bytes]
+    """The training step by the size of blocks, where it is there."""
     name: str
     """The SHA-256 of the manifest."""
 
@@ -164,7 +175,7 @@ def save(folder: Path, program: Program, files: dict[str, bytes]) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(item.name not in (*FILES, "program.json") for item in folder.iterdir()):
+        if any(item.name not in (*FILES, *BLOCKED.values(), "program.json") for item in folder.iterdir()):
             raise ProgramError(f"{folder} holds other files: choose an empty or a new folder")
         (folder / "program.json").unlink(missing_ok=True)
         for name, data in files.items():
@@ -190,10 +201,12 @@ def verified(folder: Path) -> Loaded:
     """`load`, with errors that do not name the folder."""
     manifest = bytes_of(folder / "program.json")
     program = decoded(manifest, Program, "program.json")
-    if set(program.files) != set(FILES):
-        raise ProgramError(f"the manifest names the files {sorted(program.files)}, not {sorted(FILES)}")
-    data = {name: bytes_of(folder / name) for name in FILES}
-    for name, file in program.files.items():
+    if set(program.files) != set(FILES) or not set(program.blocked) <= set(BLOCKED.values()):
+        named = sorted({**program.files, **program.blocked})
+        raise ProgramError(f"the manifest names the files {named}, not {sorted(FILES)}")
+    files = {**program.files, **program.blocked}
+    data = {name: bytes_of(folder / name) for name in files}
+    for name, file in files.items():
         if len(data[name]) != file.bytes:
             raise ProgramError(f"{name} has {len(data[name]):,} bytes, but the manifest says {file.bytes:,}")
         if hashlib.sha256(data[name]).hexdigest() != file.sha256:
@@ -207,7 +220,19 @@ def verified(folder: Path) -> Loaded:
     if tuple(sorted(operators)) != program.operators:
         raise ProgramError("the graphs' operators are not those that the manifest lists")
     check_names(program, layout, train.inputs, train.outputs, evaluate.inputs, evaluate.outputs)
-    return Loaded(program, layout, data["train.onnx"], data["evaluate.onnx"], hashlib.sha256(manifest).hexdigest())
+    blocked = {block: data[name] for block, name in BLOCKED.items() if name in data}
+    for block in blocked:
+        check_blocked(BLOCKED[block], contents(blocked[block], blocked=True), train)
+    name = hashlib.sha256(manifest).hexdigest()
+    return Loaded(program, layout, data["train.onnx"], data["evaluate.onnx"], blocked, name)
+
+
+def check_blocked(name: str, found: Contents, plain: Contents) -> None:
+    """See that a training step in the blocked order takes and gives what the plain one does, and does no more."""
+    if foreign := found.operators - OPERATORS - {"ReorderInput", "ReorderOutput"}:
+        raise ProgramError(f"no program may use the operators {', '.join(sorted(foreign))}")
+    if (found.inputs, found.outputs) != (plain.inputs, plain.outputs):
+        raise ProgramError(f"{name} takes or gives something else than train.onnx")
 
 
 def check_layout(layout: Layout) -> None:

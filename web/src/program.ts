@@ -71,6 +71,8 @@ export interface Manifest {
   readonly state: readonly NamedShape[];
   readonly noise: readonly NamedShape[];
   readonly operators: readonly string[];
+  /** The training step for processors with ONNX Runtime's own kernels, of which a browser has none. */
+  readonly blocked: { readonly [K in (typeof BLOCKED)[number]]: FileSpec | null };
 }
 
 /** One tensor of the model, at its place in the flat vector. */
@@ -94,6 +96,7 @@ export interface Program {
 
 export const MANIFEST = "program.json";
 export const FILES = ["train.onnx", "evaluate.onnx", "layout.json"] as const;
+const BLOCKED = ["train.8.onnx", "train.16.onnx"] as const;
 /** What a program may consist of; the list is Python's. */
 export const OPERATORS: ReadonlySet<string> = new Set(operators);
 const MOST_BYTES = 2 ** 30; // of one file
@@ -134,6 +137,13 @@ const manifestOf = struct<Manifest>({
   state: { check: named },
   noise: { check: named },
   operators: { check: list(text) },
+  blocked: {
+    check: struct<Manifest["blocked"]>({
+      "train.8.onnx": { check: file, otherwise: null },
+      "train.16.onnx": { check: file, otherwise: null },
+    }),
+    otherwise: { "train.8.onnx": null, "train.16.onnx": null },
+  },
 });
 const layoutOf = struct<{ tensors: readonly TensorSpec[] }>({
   tensors: {

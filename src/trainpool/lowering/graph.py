@@ -11,10 +11,12 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["KINDS", "Graph", "Ref"]
+__all__ = ["BLOCKS", "KINDS", "Graph", "Ref"]
 
 OPSET = 20
 IR_VERSION = 9
+BLOCKS = "com.microsoft.nchwc"
+"""The domain of ONNX Runtime's operators on values in its blocked memory order."""
 KINDS = {
     torch.float32: TensorProto.FLOAT,
     torch.float64: TensorProto.DOUBLE,
@@ -50,7 +52,9 @@ class Ref:
 class Graph:
     """A graph that grows. The same operator of the same inputs is written once."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: int = 0) -> None:
+        """`block` channels at a time where convolutions can be written so; 0 for the standard's operators alone."""
+        self.block = block
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[Ref] = []
         self.outputs: list[Ref] = []
@@ -163,6 +167,11 @@ class Graph:
         self.cuts[part.name] = (list(axes), list(starts), list(ends), steps)
         return part
 
+    @property
+    def blocked(self) -> bool:
+        """Whether any operator is of the blocked memory order."""
+        return any(node.domain == BLOCKS for node in self.nodes)
+
     def model(self, name: str) -> onnx.ModelProto:
         """The finished file: what no output needs is left out."""
         needed = {ref.name for ref in self.outputs}
@@ -177,9 +186,12 @@ class Graph:
         info = [helper.make_tensor_value_info(r.name, KINDS[r.dtype], r.shape) for r in self.inputs if r.name in needed]
         result = [helper.make_tensor_value_info(r.name, KINDS[r.dtype], r.shape) for r in self.outputs]
         graph = helper.make_graph(nodes[::-1], name, info, result, constants)
+        domains = [helper.make_opsetid("", OPSET)]
+        if self.blocked:
+            domains.append(helper.make_opsetid(BLOCKS, 1))
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=domains,
             ir_version=IR_VERSION,
             producer_name="trainpool",
         )

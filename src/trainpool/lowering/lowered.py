@@ -24,7 +24,7 @@ from trainpool.lowering.step import evaluation, training
 from trainpool.lowering.trace import Trail, trace
 from trainpool.lowering.write import write
 from trainpool.messages import Recipe
-from trainpool.program import Array, Baked, File, Loaded, Program, Sample
+from trainpool.program import BLOCKED, Array, Baked, File, Loaded, Program, Sample
 from trainpool.vector import Layout
 
 __all__ = ["Lowered", "lower"]
@@ -106,20 +106,22 @@ def lower(experiment: Experiment, recipe: Recipe | None = None, *, proximal: boo
         model, experiment.loss_function(), experiment.preprocess or scale, experiment.augment, recipe, layout, proximal
     )
     sample, target = torch.from_numpy(x[:batch].copy()), torch.from_numpy(y[:batch].copy())
-    train, noise, state = made.train(sample, target)
+    trains, noise, state = made.train(sample, target)
     shown, answers = (filled(torch.from_numpy(v), EVALUATION_BATCH) for v in (x, y))
     test, each = made.evaluate(shown, answers, labels)
+    blocked = {block: onnx_bytes(graph, "train") for block, graph in trains.items() if graph.blocked}
     files = {
-        "train.onnx": onnx_bytes(train, "train"),
+        "train.onnx": onnx_bytes(trains[0], "train"),
         "evaluate.onnx": onnx_bytes(test, "evaluate"),
         "layout.json": programs.encode(layout),
     }
+    more = {BLOCKED[block]: data for block, data in blocked.items()}
     operators = {node.op_type for name in ("train.onnx", "evaluate.onnx") for node in nodes_of(files[name])}
     if foreign := operators - programs.OPERATORS:
         raise LoweringError(f"the graphs need operators that no program may use: {', '.join(sorted(foreign))}")
     program = Program(
         name=experiment.name,
-        files={name: File(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()},
+        files={name: described(data) for name, data in files.items()},
         batch=batch,
         evaluation_batch=EVALUATION_BATCH,
         x=Sample(x.dtype.name, x.shape[1:]),
@@ -129,10 +131,16 @@ def lower(experiment: Experiment, recipe: Recipe | None = None, *, proximal: boo
         state=state,
         noise=noise,
         operators=tuple(sorted(operators)),
+        blocked={name: described(data) for name, data in more.items()},
     )
-    loaded = Loaded(program, layout, files["train.onnx"], files["evaluate.onnx"], programs.name_of(program))
+    loaded = Loaded(program, layout, files["train.onnx"], files["evaluate.onnx"], blocked, programs.name_of(program))
     comparison = compare(loaded, experiment, vector_of(experiment.model), recipe, x, y, steps, proximal, each)
-    return Lowered(loaded, files, comparison, len(nodes_of(files["train.onnx"])))
+    return Lowered(loaded, files | more, comparison, len(nodes_of(files["train.onnx"])))
+
+
+def described(data: bytes) -> File:
+    """What a manifest says of a file."""
+    return File(hashlib.sha256(data).hexdigest(), len(data))
 
 
 def rows_of(source: Source, batch: int, steps: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -181,8 +189,8 @@ class Pieces:
             values[side].append(found[spec.name][0].detach().float().clone())
         return names[0], values[0], names[1], values[1]
 
-    def train(self, x: Tensor, y: Tensor) -> tuple[Graph, tuple[Array, ...], tuple[Array, ...]]:
-        """The training step's graph, its noise and its optimizer's state."""
+    def train(self, x: Tensor, y: Tensor) -> tuple[dict[int, Graph], tuple[Array, ...], tuple[Array, ...]]:
+        """The training step's graphs by the size of blocks (0: plain), its noise and its optimizer's state."""
         self.model.train()
         noise = [Array(f"noise.{k}", shape) for k, shape in enumerate(self.noise(x, y))]
         names, parameters, buffer_names, buffers = self.tensors()
@@ -211,7 +219,9 @@ class Pieces:
             *(f"new.s.{a.name}" for a in state),
         ]  # fmt: skip
         leaves = [x, y, *scalars, *(tensor for part in lists for tensor in part)]
-        return write(recorded, list(zip(labels, leaves, strict=True)), outputs), tuple(noise), tuple(state)
+        inputs = list(zip(labels, leaves, strict=True))
+        graphs = {block: write(recorded, inputs, outputs, block) for block in (0, *BLOCKED)}
+        return graphs, tuple(noise), tuple(state)
 
     def noise(self, x: Tensor, y: Tensor) -> list[tuple[int, ...]]:
         """The shapes of the random numbers that a step draws, in order."""

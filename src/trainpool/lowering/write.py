@@ -14,13 +14,15 @@ from trainpool.lowering.operators import TABLE, UnsupportedError
 __all__ = ["write"]
 
 
-def write(recorded: GraphModule, inputs: Sequence[tuple[str, torch.Tensor]], outputs: Sequence[str]) -> Graph:
-    """The ONNX graph of a recorded one; `inputs` and `outputs` name its values in their order.
+def write(
+    recorded: GraphModule, inputs: Sequence[tuple[str, torch.Tensor]], outputs: Sequence[str], block: int = 0
+) -> Graph:
+    """The ONNX graph of a recorded one; `inputs` and `outputs` name its values in their order. `block` is of `Graph`.
 
     Raises:
         LoweringError: an operator has no ONNX form; it is named with its place in the author's code.
     """
-    graph = Graph()
+    graph = Graph(block)
     values: dict[Node, Any] = {}
     names = iter(inputs)
     for node in recorded.graph.nodes:

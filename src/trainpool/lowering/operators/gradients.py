@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainpool.lowering.graph import Graph, Ref
+from trainpool.lowering.operators import blocked
 from trainpool.lowering.operators.base import Shaped, writes
 from trainpool.lowering.operators.products import convolution
 from trainpool.lowering.operators.shapes import cat, pad
@@ -26,15 +27,18 @@ def convolution_backward(
     stride, padding, dilation = (list(v) * n if len(v) == 1 else list(v) for v in (stride, padding, dilation))
     zero = [0] * n
     dx = dw = db = None
-    if mask[0] and is_transposed:
+    if blocked.blockable(g, w, groups) and not is_transposed:
+        dx = blocked.input_gradient(g, out[0], dy, w, stride, padding, dilation) if mask[0] else None
+        dw = blocked.weight_gradient(g, out[1], x, dy, w.shape[2:], stride, padding, dilation) if mask[1] else None
+    if mask[0] and dx is None and is_transposed:
         dx = convolution(g, out[0], dy, w, None, stride, padding, dilation, False, zero, groups)
-    elif mask[0]:
+    elif mask[0] and dx is None:
         # A product with the weight as it lies: faster than a convolution with the weight turned round.
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, w.shape[2:], strict=True)]
         full = [(o - 1) * s - 2 * p + r for o, s, p, r in zip(dy.shape[2:], stride, padding, reach, strict=True)]
         rest = [size - part for size, part in zip(x.shape[2:], full, strict=True)]
         dx = convolution(g, out[0], dy, w, None, stride, padding, dilation, True, rest, groups)
-    if mask[1]:
+    if mask[1] and dw is None:
         a, b = (dy, x) if is_transposed else (x, dy)
         dw = weight_gradient(g, out[1], a, b, w.shape[2:], stride, padding, dilation, groups)
     if mask[2]:

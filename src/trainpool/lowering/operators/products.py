@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from trainpool.lowering.graph import Graph, Ref
+from trainpool.lowering.operators import blocked
 from trainpool.lowering.operators.base import TABLE, Shaped, unexpanded, writes
 from trainpool.lowering.operators.shapes import cat, pad
 
@@ -61,6 +62,8 @@ def convolution(
         "dilations": dilation,
         "group": groups,
     }
+    if not is_transposed and blocked.blockable(g, w, groups):
+        return blocked.convolution(g, out, x, w, b, stride, padding, dilation)
     if not is_transposed:
         return g.op("Conv", x, w, *([b] if b else []), shape=out.shape, pads=padding * 2, **shape)
     # Output padding makes the end's padding smaller; where it would be negative, ONNX has an attribute for it.
