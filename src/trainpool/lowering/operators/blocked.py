@@ -18,9 +18,6 @@ from trainpool.lowering.operators.shapes import cat, pad
 
 __all__ = ["blockable", "convolution", "input_gradient", "weight_gradient"]
 
-WIDEST = 256
-"""Channels above which a plain matrix product is the faster weight gradient."""
-
 
 def blockable(g: Graph, w: Ref, groups: int) -> bool:
     """Whether a convolution with this weight `[out, in, height, width]` can be written so."""
@@ -86,13 +83,13 @@ def weight_gradient(
 
     For one column c of the kernel that is a convolution of x, whose channels are (n, u) and whose places are
     (row, i), with dy moved by c as its weight, as high as dy: its rows of results are the kernel's. None where the
-    sizes do not fit.
+    sizes do not fit, and for a kernel of one tap, which is a plain product already.
     """
     block, (n, i, high, wide), (_, o, rows, columns) = g.block, x.shape, dy.shape
     (reach, down), (across, right) = [(d * (k - 1) - p, d) for d, k, p in zip(dilation, kernel, padding, strict=True)]
     width = row(wide, block)
     many = max(1, block // width)  # samples in a block of (n, u)
-    if set(stride) != {1} or min(reach, across) < 0 or n % many or max(i, o) > WIDEST:
+    if set(stride) != {1} or min(reach, across) < 0 or n % many or max(kernel) == 1:
         return None
     deep, each = n // many, max(1, width // block)  # blocks of samples; blocks of a row
     x = pad(g, Shaped((n, i, high, width)), x, [0, width - wide])
