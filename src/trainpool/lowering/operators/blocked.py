@@ -93,10 +93,9 @@ def weight_gradient(
         return None
     deep, each = n // many, max(1, width // block)  # blocks of samples; blocks of a row
     x = pad(g, Shaped((n, i, high, width)), x, [0, width - wide])
-    if many == 1:
-        x = g.permute(g.reshape(x, (n, i, high * each, block)), [0, 2, 1, 3])
-    else:
-        x = g.permute(g.reshape(x, (deep, many, i, high, width)), [0, 3, 2, 1, 4])
+    beside = [g.slice(x, [0], [k * deep], [(k + 1) * deep]) for k in range(many)] if many > 1 else [x]
+    x = cat(g, Shaped((deep, i, high, many * width)), beside, 3)
+    x = g.permute(g.reshape(x, (deep, i, high * each, block)), [0, 2, 1, 3])
     x = g.reshape(x, (1, deep * block, high * each, i))
     d = g.permute(g.reshape(to_blocks(g, dy), (n, o // block, rows, columns * block)), [1, 0, 2, 3])
     d = g.reshape(d, (o // block * n, rows, columns * block))
@@ -107,7 +106,7 @@ def weight_gradient(
         start = before + (padding[1] - column * right) * block
         part = g.slice(d, [2], [start], [start + width * block])
         if many > 1:
-            part = g.permute(g.reshape(part, (o // block * deep, many, rows, width * block)), [0, 2, 1, 3])
+            part = g.permute(g.reshape(part, (o // block, many, deep * rows, width * block)), [0, 2, 1, 3])
         weight = g.reshape(part, (o, deep * block, rows * each, 1))
         how = {"strides": [down * each, 1], "pads": [padding[0] * each, 0] * 2, "dilations": [1, 1]}
         part = product(g, Shaped((1, o, kernel[0], i)), x, weight, **how)
