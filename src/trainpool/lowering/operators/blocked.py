@@ -79,37 +79,48 @@ def weight_gradient(
     g: Graph, out: Any, x: Ref, dy: Ref, kernel: Sequence[int], stride: list[int], padding: list[int],
     dilation: list[int],
 ) -> Ref | None:  # fmt: skip
-    """Σ over samples n, rows h and columns u of x[n, i, h + a·d - p, u] · dy[n, o, h, u - c·d + p], for taps (a, c).
+    """Σ over samples n and places (h, u) of dy[n, o, h, u] · x[n, i, h·s + a·d - p, u·s + c·d - p], for taps (a, c).
 
     For one column c of the kernel that is a convolution of x, whose channels are (n, u) and whose places are
-    (row, i), with dy moved by c as its weight, as high as dy: its rows of results are the kernel's. None where the
-    sizes do not fit, and for a kernel of one tap, which is a plain product already.
+    (row, i), with dy as its weight, as high as dy: its rows of results are the kernel's. With u·s + c·d - p =
+    (u + moved)·s + phase, x is every s-th column from `phase` on, and dy is moved. None where the sizes do not fit, and
+    for a kernel of one tap, which is a plain product already.
     """
     block, (n, i, high, wide), (_, o, rows, columns) = g.block, x.shape, dy.shape
-    (reach, down), (across, right) = [(d * (k - 1) - p, d) for d, k, p in zip(dilation, kernel, padding, strict=True)]
-    width = row(wide, block)
-    many = max(1, block // width)  # samples in a block of (n, u)
-    if set(stride) != {1} or min(reach, across) < 0 or n % many or max(kernel) == 1:
+    moves = [divmod(column * dilation[1] - padding[1], stride[1]) for column in range(kernel[1])]
+    width = row(-(-wide // stride[1]), block)
+    many, each = max(1, block // width), max(1, width // block)  # samples in a block of (n, u); blocks of a row
+    bottom = (kernel[0] - 1) * dilation[0] + (rows - 1) * stride[0] + 1 - high - padding[0]
+    if n % many or bottom < 0 or max(kernel) == 1 or (stride[0] > 1 and each > 1):
         return None
-    deep, each = n // many, max(1, width // block)  # blocks of samples; blocks of a row
-    x = pad(g, Shaped((n, i, high, width)), x, [0, width - wide])
-    beside = [g.slice(x, [0], [k * deep], [(k + 1) * deep]) for k in range(many)] if many > 1 else [x]
-    x = cat(g, Shaped((deep, i, high, many * width)), beside, 3)
-    x = g.permute(g.reshape(x, (deep, i, high * each, block)), [0, 2, 1, 3])
-    x = g.reshape(x, (1, deep * block, high * each, i))
+    deep = n // many  # blocks of samples
+    x = pad(g, Shaped((n, i, high, width * stride[1])), x, [0, width * stride[1] - wide])
+    phases = {}
+    for phase in {phase for _, phase in moves}:
+        part = x if stride[1] == 1 else g.slice(x, [3], [phase], [width * stride[1]], [stride[1]])
+        beside = [g.slice(part, [0], [k * deep], [(k + 1) * deep]) for k in range(many)] if many > 1 else [part]
+        part = cat(g, Shaped((deep, i, high, many * width)), beside, 3)
+        part = g.permute(g.reshape(part, (deep, i, high * each, block)), [0, 2, 1, 3])
+        phases[phase] = g.reshape(part, (1, deep * block, high * each, i))
     d = g.permute(g.reshape(to_blocks(g, dy), (n, o // block, rows, columns * block)), [1, 0, 2, 3])
     d = g.reshape(d, (o // block * n, rows, columns * block))
-    before, after = across * block, (width + padding[1] - columns) * block
-    d = pad(g, Shaped((*d.shape[:2], before + columns * block + after)), d, [before, after])
+    before = max(0, *(moved for moved, _ in moves))
+    after = max(0, *(width - moved - columns for moved, _ in moves))
+    total = before + columns + after
+    d = pad(g, Shaped((*d.shape[:2], total * block)), d, [before * block, after * block])
+    how = {
+        "strides": [dilation[0] * each, 1],
+        "pads": [padding[0] * each, 0, bottom * each, 0],
+        "dilations": [stride[0], 1],
+    }
     parts = []
-    for column in range(kernel[1]):
-        start = before + (padding[1] - column * right) * block
+    for moved, phase in moves:
+        start = (before - moved) * block
         part = g.slice(d, [2], [start], [start + width * block])
         if many > 1:
             part = g.permute(g.reshape(part, (o // block, many, deep * rows, width * block)), [0, 2, 1, 3])
         weight = g.reshape(part, (o, deep * block, rows * each, 1))
-        how = {"strides": [down * each, 1], "pads": [padding[0] * each, 0] * 2, "dilations": [1, 1]}
-        part = product(g, Shaped((1, o, kernel[0], i)), x, weight, **how)
+        part = product(g, Shaped((1, o, kernel[0], i)), phases[phase], weight, **how)
         parts.append(g.reshape(part, (1, o // block, kernel[0], i, block)))
     together = cat(g, Shaped((kernel[1], *parts[0].shape[1:])), parts)
     return g.reshape(g.permute(together, [1, 4, 3, 2, 0]), out.shape)
