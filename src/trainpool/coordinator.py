@@ -15,7 +15,7 @@ Every pool (processes, HTTP, virtual time) is a thin shell around `handle`. Same
 
 import hashlib
 import heapq
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Any
 
@@ -41,12 +41,12 @@ from trainpool.events import (
     Wait,
     WorkerId,
 )
-from trainpool.memory import Base, Ledger, Memory
+from trainpool.memory import Base, Lease, Ledger, Memory
 from trainpool.messages import Report, ShardId, Task, Update
 from trainpool.pace import Pace
 from trainpool.statistics import Statistics
 from trainpool.strategies.protocol import Assignment, Plan, Strategy
-from trainpool.units import Lease, Units
+from trainpool.units import Unit, Units
 from trainpool.vector import Layout, Vector
 
 __all__ = ["Coordinator"]
@@ -78,7 +78,7 @@ class Coordinator:
         answers in a row, more than there are workers, the run stops with the last reason.
         """
         self.strategy, self.plan, self.layout, self.seed, self.patience = strategy, plan, layout, seed, patience
-        self.state = strategy.init(vector[: layout.trainable], plan)
+        self.enter(strategy.init(vector[: layout.trainable], plan))
         self.memory = Memory(
             ledger={shard.id: Ledger() for shard in plan.shards},
             statistics=Statistics(vector[layout.trainable :].copy()),
@@ -92,15 +92,16 @@ class Coordinator:
         self.seeds = {shard.id: each for shard, each in zip(plan.shards, seeds, strict=True)}
         self.units = self.index()
 
+    def enter(self, state: Any) -> None:
+        """Take the strategy's next state."""
+        self.state = state
+        self.wanted: Collection[ShardId] = self.strategy.wanted(state)
+
     def index(self) -> Units:
         """Where every unit stands, from the leases and the ledger."""
-        ledger = self.memory.ledger
-        return Units(ledger, self.priority, self.memory.leases, lambda shard: ledger[shard].samples)
-
-    def priority(self, shard: ShardId) -> tuple[float, int] | None:
-        """The least trained shard is offered first; None where it has no steps left."""
-        steps, whole = self.memory.ledger[shard].steps, self.plan.index[shard].steps
-        return (steps / whole, self.rank[shard]) if steps < whole else None
+        ledger, rank, seeds = self.memory.ledger, self.rank, self.seeds
+        units = (Unit(part, ledger[part.id], rank[part.id], seeds[part.id]) for part in self.plan.shards)
+        return Units(units, self.memory.leases)
 
     def handle(
         self, event: Event, now: float, delta: Vector | None = None, buffers: Vector | None = None
@@ -108,19 +109,24 @@ class Coordinator:
         """One event at time `now` (seconds, never decreasing); `Returned` comes with its arrays."""
         memory = self.memory
         match event:
-            case Returned(worker, report):
+            case Returned():
                 assert delta is not None
                 assert buffers is not None
-                self.busy(worker)
-                return [*self.answer(worker, report, delta, buffers, now), *self.offer(now)]
-            case Asked(worker):
-                self.lose(worker)  # it holds nothing any more: a task that it forgot goes to someone else
+                self.busy(event.worker)
+                commands = self.answer(event.worker, event.report, delta, buffers, now)
+                return commands + self.offer(now) if memory.idle or not self.wanted else commands
+            case Asked():
+                worker = event.worker
+                if worker in self.units.held:
+                    self.lose(worker)  # it holds nothing any more: a task that it forgot goes to someone else
                 if worker not in memory.workers:
                     memory.pace.joined(worker)
                 memory.workers[worker] = "idle"
                 memory.idle[worker] = None
                 commands = self.offer(now)
-                return [*commands, Wait(worker)] if worker in memory.idle and not memory.done else commands
+                if worker in memory.idle and not memory.done:
+                    commands.append(Wait(worker))
+                return commands
             case Joined(worker):
                 if worker not in memory.workers:
                     memory.workers[worker] = "busy"
@@ -128,7 +134,7 @@ class Coordinator:
                 return []
             case Failed(worker, task, reason):
                 self.busy(worker)
-                return [*self.fail(worker, task, reason), *self.offer(now)]
+                return self.fail(worker, task, reason) + self.offer(now)
             case Left(worker):
                 memory.workers.pop(worker, None)
                 memory.idle.pop(worker, None)
@@ -158,11 +164,11 @@ class Coordinator:
         lease = memory.leases.get(report.task)
         if lease is None or lease.worker != worker:
             return [Rejected(worker, report.task, "this worker has no such task (any more)")]
-        task = lease.task
-        entry = memory.ledger[task.shard]
+        task, unit = lease.task, self.units.units[lease.task.shard]
+        entry = unit.ledger
         staleness = self.state.version - task.version
         stopping: list[Command] = []
-        if task.offset != entry.samples or task.shard not in self.strategy.wanted(self.state):
+        if task.offset != entry.samples or task.shard not in self.wanted:
             reason: str | None = SUPERSEDED
         elif lease.limit is not None and staleness > lease.limit:
             reason = f"the model has moved on by {staleness} versions; {lease.limit} are allowed"
@@ -187,12 +193,12 @@ class Coordinator:
         memory.pace.record(worker, report.seconds, report.steps, now - lease.since)
         rate = task.recipe.rate(task.progress)
         update = Update(delta, report.steps, report.samples, report.loss, task.version, staleness, rate, base)
-        self.state = self.strategy.merge(self.state, task.shard, update)
+        self.enter(self.strategy.merge(self.state, task.shard, update))
         memory.statistics.merge(self.layout, task.version, task.shard, report.samples, buffers)
         entry.accepted += 1
         entry.steps += report.steps
         entry.samples += report.samples
-        self.units.merge(lease)
+        self.units.merge(unit, lease)
         memory.misses = 0
         memory.updates += 1
         memory.samples += report.samples
@@ -212,7 +218,7 @@ class Coordinator:
 
     def lose(self, worker: WorkerId) -> None:
         """Take back what a worker that left was doing."""
-        for lease in list(self.units.held.get(worker, ())):
+        for lease in self.units.held.get(worker, []).copy():
             self.drop(lease)
             self.units.drop(lease)
             self.memory.ledger[lease.task.shard].lost += 1
@@ -241,8 +247,7 @@ class Coordinator:
         memory = self.memory
         if memory.done:
             return []
-        wanted = self.strategy.wanted(self.state)
-        if not wanted:
+        if not self.wanted:
             memory.done = True
             return [Finished()]
         for lease in self.units.expire(now):
@@ -250,36 +255,33 @@ class Coordinator:
             memory.ledger[lease.task.shard].overdue += 1
         if not memory.idle:
             return []
-        shards: list[ShardId] = []
-        while len(shards) < len(memory.idle) and (shard := self.units.take(wanted, self.state.version)) is not None:
-            shards.append(shard)
-        commands: list[Command] = []
-        if shards:
-            # The fastest workers first: the least trained shards go to those who train them furthest.
-            # Of very many idle ones, those who wait longest: a look at all, for one shard, would cost too much.
-            workers = list(islice(memory.idle, 64 + 4 * len(shards)))
-            if len(workers) > 1:
-                workers = heapq.nsmallest(len(shards) + 1, workers, key=self.slowness)
-            commands += [self.lease(*pair, now) for pair in self.matched(workers, shards)]
+        units = self.units.take(len(memory.idle), self.wanted, self.state.version)
+        workers = [*memory.idle] if len(memory.idle) == 1 else self.chosen(units)
+        commands: list[Command] = [self.lease(worker, unit, now) for worker, unit in zip(workers, units, strict=False)]
         if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
-            commands += self.speculate(wanted, now)
+            commands += self.speculate(now)
         return commands
 
-    def matched(self, workers: list[WorkerId], shards: list[ShardId]) -> Iterator[tuple[WorkerId, ShardId]]:
-        """Workers and shards in their order; but whose answer is doubted does not get the same task again."""
+    def chosen(self, units: list[Unit]) -> list[WorkerId]:
+        """An idle worker for each unit, and perhaps one more."""
+        # The fastest first: the least trained shards go to those who train them furthest.
+        # Of very many idle ones, those who wait longest: a look at all, for one shard, would cost too much.
+        longest = islice(self.memory.idle, 64 + 4 * len(units))
+        workers = heapq.nsmallest(len(units) + 1, longest, key=self.slowness) if units else []
+        # Whose answer is doubted does not get the same task again.
         doubts = self.memory.admission.doubts
-        for place, shard in enumerate(shards):
-            doubt = doubts.get(shard)
+        for place, unit in enumerate(units if doubts else ()):
+            doubt = doubts.get(unit.part.id)
             if doubt is not None and workers[place] == doubt.worker and place + 1 < len(workers):
                 workers[place], workers[place + 1] = workers[place + 1], workers[place]
-            yield workers[place], shard
+        return workers
 
     def slowness(self, worker: WorkerId) -> float:
         """Seconds a step; endless where it is unknown."""
         seconds = self.memory.pace.step_seconds(worker)
         return float("inf") if seconds is None else seconds
 
-    def speculate(self, wanted: Collection[ShardId], now: float) -> list[Command]:
+    def speculate(self, now: float) -> list[Command]:
         """Let idle workers copy units that others are late with, or that they would have done much sooner.
 
         Chen et al. 2016, "Revisiting Distributed Synchronous SGD", has backup workers from the start; with leases the
@@ -287,7 +289,7 @@ class Coordinator:
         """
         commands: list[Command] = []
         pace = self.memory.pace
-        alone = [leases[0] for shard, leases in self.units.live.items() if len(leases) == 1 and shard in wanted]
+        alone = [unit.leases[0] for unit in self.units.live if len(unit.leases) == 1 and unit.part.id in self.wanted]
         durations = {lease.task.id: pace.expected(lease.worker, lease.task.steps) for lease in alone}
         for worker in list(islice(self.memory.idle, COPIERS)):
             for lease in sorted(alone, key=lambda lease: lease.task.id):
@@ -297,15 +299,14 @@ class Coordinator:
                 if now > lease.since + 2 * others or now + 2 * own < lease.since + others:
                     alone.remove(lease)
                     self.memory.copies += 1
-                    commands.append(self.lease(worker, lease.task.shard, now))
+                    commands.append(self.lease(worker, self.units.units[lease.task.shard], now))
                     break
         return commands
 
-    def lease(self, worker: WorkerId, shard: ShardId, now: float) -> Send:
+    def lease(self, worker: WorkerId, unit: Unit, now: float) -> Send:
         """Make the task of a shard's next unit."""
-        memory, part, pace = self.memory, self.plan.index[shard], self.memory.pace
-        entry = memory.ledger[shard]
-        assignment: Assignment = self.strategy.assign(self.state, shard)
+        memory, pace, part, entry = self.memory, self.memory.pace, unit.part, unit.ledger
+        assignment: Assignment = self.strategy.assign(self.state, part.id)
         steps = assignment.steps
         if steps is None:
             steps = pace.steps(worker)
@@ -314,9 +315,9 @@ class Coordinator:
         task = Task(
             id=(memory.session << 32) + memory.next_task,
             version=self.state.version,
-            shard=shard,
+            shard=part.id,
             recipe=self.plan.recipe,
-            seed=self.seeds[shard],
+            seed=unit.seed,
             offset=entry.samples,
             steps=min(steps, part.steps - entry.steps),
             batch=part.batch,
@@ -336,7 +337,7 @@ class Coordinator:
         )
         memory.next_task += 1
         memory.leases[task.id] = lease
-        self.units.add(lease)
+        self.units.add(unit, lease)
         self.busy(worker)
         entry.leased += 1
         if lease.rebased:
@@ -375,7 +376,7 @@ class Coordinator:
         """
         if not isinstance(tree, dict) or {"strategy", "memory"} - tree.keys():
             raise MessageError("a saved state lacks the strategy's or the coordinator's part")
-        self.state = wire.unpack(type(self.state), tree["strategy"], tensors)
+        self.enter(wire.unpack(type(self.state), tree["strategy"], tensors))
         self.memory = wire.unpack(Memory, tree["memory"], tensors)
         self.units = self.index()
 

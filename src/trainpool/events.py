@@ -33,26 +33,26 @@ SUPERSEDED = "another worker answered first"
 """The reason of a rejection that is nobody's fault."""
 
 
-class Joined(msgspec.Struct, frozen=True, tag=True):
+class Joined(msgspec.Struct, frozen=True, gc=False, tag=True):
     """A worker is there."""
 
     worker: WorkerId
 
 
-class Asked(msgspec.Struct, frozen=True, tag=True):
+class Asked(msgspec.Struct, frozen=True, gc=False, tag=True):
     """A worker is idle and asks for a task. It is answered by `Send`, `Wait` or `Finished`."""
 
     worker: WorkerId
 
 
-class Returned(msgspec.Struct, frozen=True, tag=True):
+class Returned(msgspec.Struct, frozen=True, gc=False, tag=True):
     """A worker answered a task. The delta and the buffers come beside the event."""
 
     worker: WorkerId
     report: Report
 
 
-class Failed(msgspec.Struct, frozen=True, tag=True):
+class Failed(msgspec.Struct, frozen=True, gc=False, tag=True):
     """A worker could not do a task."""
 
     worker: WorkerId
@@ -60,24 +60,24 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-class Left(msgspec.Struct, frozen=True, tag=True):
+class Left(msgspec.Struct, frozen=True, gc=False, tag=True):
     """A worker is gone, with whatever it was doing."""
 
     worker: WorkerId
 
 
-class Tick(msgspec.Struct, frozen=True, tag=True):
+class Tick(msgspec.Struct, frozen=True, gc=False, tag=True):
     """Time passed."""
 
 
-class Restarted(msgspec.Struct, frozen=True, tag=True):
+class Restarted(msgspec.Struct, frozen=True, gc=False, tag=True):
     """The coordinator was restored from a journal; no worker of before is there any more."""
 
 
 Event: TypeAlias = Joined | Asked | Returned | Failed | Left | Tick | Restarted
 
 
-class Send(msgspec.Struct, frozen=True):
+class Send(msgspec.Struct, frozen=True, gc=False):
     """Give a worker this task, with the parameters and buffers (views: copy them before the next event)."""
 
     worker: WorkerId
@@ -87,13 +87,13 @@ class Send(msgspec.Struct, frozen=True):
     anchor: Vector | None
 
 
-class Wait(msgspec.Struct, frozen=True):
+class Wait(msgspec.Struct, frozen=True, gc=False):
     """Nothing for this worker now; it will be sent a task when there is one."""
 
     worker: WorkerId
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """An update was merged."""
 
     worker: WorkerId
@@ -102,7 +102,7 @@ class Accepted(msgspec.Struct, frozen=True):
     staleness: int
 
 
-class Rejected(msgspec.Struct, frozen=True):
+class Rejected(msgspec.Struct, frozen=True, gc=False):
     """An answer was not merged, for this reason; nothing else changed."""
 
     worker: WorkerId
@@ -110,11 +110,11 @@ class Rejected(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Finished(msgspec.Struct, frozen=True):
+class Finished(msgspec.Struct, frozen=True, gc=False):
     """The run is complete."""
 
 
-class Stopped(msgspec.Struct, frozen=True):
+class Stopped(msgspec.Struct, frozen=True, gc=False):
     """The run cannot go on, for this reason."""
 
     reason: str

@@ -3,15 +3,31 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from trainpool.admission import Admission
 from trainpool.events import WorkerId
-from trainpool.messages import ShardId
+from trainpool.messages import ShardId, Task
 from trainpool.pace import Pace
 from trainpool.statistics import Statistics
-from trainpool.units import Lease
 from trainpool.vector import Vector
 
-__all__ = ["Base", "Ledger", "Memory"]
+__all__ = ["Base", "Lease", "Ledger", "Memory"]
+
+
+class Lease(msgspec.Struct, eq=False, gc=False):
+    """A task given to a worker."""
+
+    task: Task
+    worker: WorkerId
+    since: float
+    deadline: float
+    """When its answer is overdue, and its unit offered again."""
+    limit: int | None = None
+    """The staleness above which its answer is refused."""
+    rebased: bool = False
+    """Whether its update needs the parameters that it carried."""
+    overdue: bool = False
 
 
 @dataclass(slots=True)

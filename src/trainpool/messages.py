@@ -64,7 +64,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 return self.learning_rate * (1 + math.cos(math.pi * rest)) / 2
 
 
-class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Task(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
     """A self-contained piece of training. Its parameters, and its anchor where `anchored`, travel beside it."""
 
     id: Count
@@ -90,7 +90,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     rho: NotNegative = 0.0
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Report(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
     """A worker's answer to a task. The delta and the buffers travel beside it."""
 
     task: Count
@@ -102,7 +102,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Time spent on the steps, measured by the worker."""
 
 
-class Update(msgspec.Struct, frozen=True):
+class Update(msgspec.Struct, frozen=True, gc=False):
     """An answer that reached a strategy: admitted, and joined with what the coordinator knows of its task.
 
     A strategy reads `delta` during `merge` and copies what it keeps: the memory may belong to the caller.

@@ -57,18 +57,20 @@ class Pace:
         if speed is None:
             speed = self.measured[worker] = Speed()
         seconds = max(seconds, 1e-6)
-        speed.steps.append(seconds / steps)
-        speed.overheads.append(max(elapsed - seconds, 0.0))
-        if len(speed.steps) > WINDOW:
-            del speed.steps[0], speed.overheads[0]
-        middle = len(speed.steps) // 2  # of an even number of times, the upper one of the middle two
-        speed.step, speed.overhead = sorted(speed.steps)[middle], sorted(speed.overheads)[middle]
-        speed.deviation = sorted([abs(time - speed.step) for time in speed.steps])[middle]
-        if speed.step > self.slowest:
-            self.slowest = speed.step
+        times, overheads = speed.steps, speed.overheads
+        if len(times) == WINDOW:
+            del times[0], overheads[0]
+        times.append(seconds / steps)
+        overheads.append(max(elapsed - seconds, 0.0))
+        middle = len(times) // 2  # of an even number of times, the upper one of the middle two
+        speed.step = step = sorted(times)[middle]
+        speed.overhead = sorted(overheads)[middle]
+        speed.deviation = sorted([abs(time - step) for time in times])[middle]
+        if step > self.slowest:
+            self.slowest = step
         if self.fastest == worker:
             self.fastest = None  # it may have slowed down
-        elif self.fastest is not None and speed.step < self.measured[self.fastest].step:
+        elif self.fastest is not None and step < self.measured[self.fastest].step:
             self.fastest = worker
 
     def joined(self, worker: str) -> None:

@@ -1,101 +1,93 @@
 """Where every shard's next unit of work stands: an index of the leases, each question answered without a search."""
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from trainpool.events import WorkerId
-from trainpool.messages import ShardId, Task
+from trainpool.memory import Ledger, Lease
+from trainpool.messages import ShardId
+from trainpool.strategies.protocol import ShardPlan
 
-__all__ = ["Lease", "Units"]
+__all__ = ["Unit", "Units"]
 
 
 @dataclass(slots=True, eq=False)
-class Lease:
-    """A task given to a worker."""
+class Unit:
+    """A shard's next unit of work: the samples after those that its ledger counts."""
 
-    task: Task
-    worker: WorkerId
-    since: float
-    deadline: float
-    """When its answer is overdue, and its unit offered again."""
-    limit: int | None = None
-    """The staleness above which its answer is refused."""
-    rebased: bool = False
-    """Whether its update needs the parameters that it carried."""
-    overdue: bool = False
+    part: ShardPlan
+    ledger: Ledger
+    rank: int
+    """Its place among shards that are equally far: no two have the same."""
+    seed: int
+    """Of the shard's batch order and noise."""
+    queued: bool = False
+    leases: list[Lease] = field(default_factory=list)
+    """Of this unit, not overdue."""
 
 
 class Units:
-    """Open units by priority; leases by unit, by worker and by deadline.
+    """Open units, the least trained shard's first; leases by unit, by worker and by deadline.
 
-    All of it follows from the leases and the shards' priorities, so it is never saved.
+    All of it follows from the leases and the ledger, so it is never saved.
     """
 
-    def __init__(
-        self,
-        shards: Iterable[ShardId],
-        priority: Callable[[ShardId], tuple[float, int] | None],
-        leases: Mapping[int, Lease],
-        offset: Callable[[ShardId], int],
-    ) -> None:
-        """Where all stands.
-
-        `priority` is of a shard's next unit, the smallest first and no two alike, None where it has none left; `offset`
-        is of that unit.
-        """
-        self.priority = priority
-        self.queue: list[tuple[float, int, ShardId]] = []
-        self.queued: set[ShardId] = set()
-        self.changed: set[ShardId] = set()
-        """Queued with a priority of before."""
-        self.parked: list[ShardId] = []
-        """Open, but not wanted in this version."""
+    def __init__(self, units: Iterable[Unit], leases: Mapping[int, Lease]) -> None:
+        """Where all stands. `leases` by the task's number are the coordinator's own, which it goes on to change."""
+        self.units = {unit.part.id: unit for unit in units}
+        self.leases = leases
+        self.queue: list[tuple[float, int, Unit]] = []
+        """With the part of the shard's steps that was done then, and its rank."""
+        self.parked: list[Unit] = []
+        """Open, but not wanted in this version; still marked as queued."""
         self.version = -1
-        self.live: dict[ShardId, list[Lease]] = {}
-        """Leases of the shard's next unit that are not overdue."""
+        self.live: dict[Unit, None] = {}
+        """Those that have leases, the longest first."""
         self.held: dict[WorkerId, list[Lease]] = {}
         self.deadlines: list[tuple[float, int]] = []
         """With the task's number; of leases that ended, until there are too many."""
-        self.leases: dict[int, Lease] = {}
-        """By the task's number."""
         for lease in leases.values():
-            self.add(lease, live=lease.task.offset == offset(lease.task.shard) and not lease.overdue)
-        for shard in shards:
-            self.open(shard)
+            unit = self.units[lease.task.shard]
+            self.add(unit, lease, live=lease.task.offset == unit.ledger.samples and not lease.overdue)
+        for unit in self.units.values():
+            self.open(unit)
 
-    def open(self, shard: ShardId) -> None:
-        """Queue a shard's next unit, unless it is queued, leased or there is none."""
-        if shard not in self.queued and shard not in self.live and (priority := self.priority(shard)) is not None:
-            self.queued.add(shard)
-            heapq.heappush(self.queue, (*priority, shard))
+    def open(self, unit: Unit) -> None:
+        """Queue a unit, unless it is queued, leased or has nothing left."""
+        steps, whole = unit.ledger.steps, unit.part.steps
+        if steps < whole and not unit.queued and not unit.leases:
+            unit.queued = True
+            heapq.heappush(self.queue, (steps / whole, unit.rank, unit))
 
-    def take(self, wanted: Collection[ShardId], version: int) -> ShardId | None:
-        """The wanted open unit of the highest priority, no longer queued."""
-        if version != self.version and self.parked:
+    def take(self, count: int, wanted: Collection[ShardId], version: int) -> list[Unit]:
+        """At most `count` wanted open units, the least trained shard's first, no longer queued."""
+        if version != self.version:
+            self.version = version
             parked, self.parked = self.parked, []
-            self.queued.difference_update(parked)
-            for shard in parked:
-                self.open(shard)
-        self.version = version
-        while self.queue:
-            shard = heapq.heappop(self.queue)[2]
-            if shard not in wanted:
-                self.parked.append(shard)  # still marked as queued
+            for unit in parked:
+                unit.queued = False
+                self.open(unit)
+        queue = self.queue
+        taken: list[Unit] = []
+        while queue and len(taken) < count:
+            done, _, unit = heapq.heappop(queue)
+            if unit.part.id not in wanted:
+                self.parked.append(unit)
                 continue
-            self.queued.discard(shard)
-            if shard not in self.changed:
-                return shard
-            self.changed.discard(shard)
-            self.open(shard)
-        return None
+            unit.queued = False
+            if done == unit.ledger.steps / unit.part.steps:
+                taken.append(unit)
+            else:
+                self.open(unit)  # an overdue answer came, and the shard is further than it was
+        return taken
 
-    def add(self, lease: Lease, *, live: bool = True) -> None:
+    def add(self, unit: Unit, lease: Lease, *, live: bool = True) -> None:
         """A unit was leased."""
-        self.leases[lease.task.id] = lease
         self.held.setdefault(lease.worker, []).append(lease)
         if live:
-            self.live.setdefault(lease.task.shard, []).append(lease)
+            unit.leases.append(lease)
+            self.live[unit] = None
             heapq.heappush(self.deadlines, (lease.deadline, lease.task.id))
             if len(self.deadlines) > 1000 + 4 * len(self.leases):
                 self.deadlines = [item for item in self.deadlines if item[1] in self.leases]
@@ -106,39 +98,38 @@ class Units:
         self.forget(lease)
         self.retire(lease)
 
-    def merge(self, lease: Lease) -> None:
+    def merge(self, unit: Unit, lease: Lease) -> None:
         """A unit is done: its shard's next one opens, and no other lease of the old one holds it."""
         self.forget(lease)
-        shard = lease.task.shard
-        self.live.pop(shard, None)
-        if shard in self.queued:  # the answer was overdue
-            self.changed.add(shard)
-        self.open(shard)
+        if unit.leases:
+            unit.leases.clear()
+            del self.live[unit]
+        self.open(unit)
 
     def forget(self, lease: Lease) -> None:
         """A lease ended."""
-        del self.leases[lease.task.id]
         held = self.held[lease.worker]
-        held.remove(lease)
-        if not held:
+        if len(held) > 1:
+            held.remove(lease)
+        else:
             del self.held[lease.worker]
 
     def retire(self, lease: Lease) -> bool:
         """Let a lease no longer keep its unit from others; whether it did."""
-        live = self.live.get(lease.task.shard, [])
-        if lease not in live:
+        unit = self.units[lease.task.shard]
+        if lease not in unit.leases:
             return False
-        live.remove(lease)
-        if not live:
-            del self.live[lease.task.shard]
-            self.open(lease.task.shard)
+        unit.leases.remove(lease)
+        if not unit.leases:
+            del self.live[unit]
+            self.open(unit)
         return True
 
     def expire(self, now: float) -> list[Lease]:
         """The leases that became overdue, whose units are open now."""
-        found = []
-        while self.deadlines and self.deadlines[0][0] < now:
-            lease = self.leases.get(heapq.heappop(self.deadlines)[1])
+        deadlines, found = self.deadlines, []
+        while deadlines and deadlines[0][0] < now:
+            lease = self.leases.get(heapq.heappop(deadlines)[1])
             if lease is not None and self.retire(lease):
                 found.append(lease)
         return found

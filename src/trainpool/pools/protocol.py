@@ -34,7 +34,7 @@ class Job:
     """Where workers write what they print."""
 
 
-class Arrival(msgspec.Struct, frozen=True):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """An event for the coordinator, with the arrays of a `Returned`: views, valid until the worker's next task."""
 
     event: Event

@@ -97,6 +97,7 @@ class SimulatedPool:
         self.inline = None if kernel is None or shards is None else Inline(kernel, shards, test)
         self.names = self.fleet.names or tuple(f"w{i}" for i in range(n))
         self.index = {name: i for i, name in enumerate(self.names)}
+        self.asking = [Arrival(Asked(name)) for name in self.names]
         self.trainer: Trainer | None = None
         self.opened = False
         self.reset()
@@ -233,7 +234,7 @@ class SimulatedPool:
         self.account.arrived[i] = self.time
         self.account.rest(i, self.time)
         self.release(i)
-        return [Arrival(Joined(self.names[i])), Arrival(Asked(self.names[i]))]
+        return [Arrival(Joined(self.names[i])), self.asking[i]]
 
     def depart(self, i: int) -> list[Message]:
         """A machine goes, or stops working while its last answer is on the way."""
@@ -329,7 +330,7 @@ class SimulatedPool:
             messages.append(Arrival(Left(name)))
         else:
             self.account.rest(i, self.time)
-            messages.append(Arrival(Asked(name)))
+            messages.append(self.asking[i])
         return messages
 
     def restart(self, worker: str) -> None:

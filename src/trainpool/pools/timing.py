@@ -121,11 +121,11 @@ def carry(
     try:
         while True:
             for arrival in poll(1.0):
-                if not isinstance(arrival, Arrival):
+                if type(arrival) is not Arrival:
                     continue
                 events += 1
                 for command in handle(arrival.event, pool.time, arrival.delta, arrival.buffers):
-                    if isinstance(command, Send):
+                    if type(command) is Send:
                         send(command)
                     elif isinstance(command, ENDS):
                         return ("finished" if isinstance(command, Finished) else command.reason), events

@@ -113,14 +113,14 @@ class Unfinished(Collection[ShardId]):
     """The shards with steps left, in the plan's order: a view of a tally that answers `in` and `len` at once."""
 
     def __init__(self, plan: Plan, tally: Tally) -> None:
-        self.plan, self.tally = plan, tally
+        self.plan, self.tally, self.index, self.steps = plan, tally, plan.index, tally.steps
 
-    def __contains__(self, shard: object) -> bool:
-        part = self.plan.index.get(shard)  # type: ignore[call-overload]
-        return part is not None and self.tally.steps.get(part.id, 0) < part.steps
+    def __contains__(self, shard: Any) -> bool:
+        part = self.index.get(shard)
+        return part is not None and self.steps.get(shard, 0) < part.steps
 
     def __len__(self) -> int:
-        return len(self.plan.shards) - self.tally.finished
+        return len(self.index) - self.tally.finished
 
     def __iter__(self) -> Iterator[ShardId]:
         return (shard.id for shard in self.plan.shards if shard.id in self)
@@ -131,7 +131,7 @@ class Unfinished(Collection[ShardId]):
         return min(self, key=lambda shard: part(shard, 0) / self.plan[shard].steps, default=None)
 
 
-class Assignment(msgspec.Struct, frozen=True):
+class Assignment(msgspec.Struct, frozen=True, gc=False):
     """What a strategy sends for a shard. Its arrays may be views of the state: valid until the next merge."""
 
     parameters: Vector
