@@ -12,7 +12,7 @@ from trainpool.coordinator import Coordinator
 from trainpool.events import Accepted, Asked, Joined, Left, Rejected, Returned, Send, Tick, Wait
 from trainpool.messages import Recipe, Report, ShardId, Update
 from trainpool.pace import Pace
-from trainpool.strategies import Downpour, ParallelSGD, Plan
+from trainpool.strategies import DiLoCo, Downpour, ParallelSGD, Plan
 from trainpool.strategies.protocol import Assignment
 from trainpool.vector import Layout, Vector
 
@@ -55,11 +55,13 @@ def send(coordinator: Coordinator, worker: str, now: float) -> Send:
     return command
 
 
-def reply(coordinator: Coordinator, sent: Send, now: float, seconds: float, steps: int = 0) -> list[Any]:
+def reply(
+    coordinator: Coordinator, sent: Send, now: float, seconds: float, steps: int = 0, size: float = 0.1
+) -> list[Any]:
     """The commands that an answer causes; `steps` where it is partial."""
     steps = steps or sent.task.steps
     report = Report(task=sent.task.id, steps=steps, samples=steps * 2, loss=1.0, seconds=seconds)
-    return coordinator.handle(Returned(sent.worker, report), now, np.full(3, 0.1, np.float32), np.zeros(0, np.float32))
+    return coordinator.handle(Returned(sent.worker, report), now, np.full(3, size, np.float32), np.zeros(0, np.float32))
 
 
 def measured(coordinator: Coordinator, **seconds: float) -> float:
@@ -199,3 +201,32 @@ def test_a_report_may_not_claim_other_samples_than_its_steps() -> None:
     report = Report(task=sent.task.id, steps=4, samples=16, loss=1.0, seconds=1.0)
     commands = coordinator.handle(Returned("w", report), 1.0, np.zeros(3, np.float32), np.zeros(0, np.float32))
     assert isinstance(commands[0], Rejected)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_fast_worker_that_says_nothing_any_more_does_not_set_the_length_of_tasks(copies: bool) -> None:
+    coordinator = begin(DiLoCo(steps=8), shards=2, steps=400, pace=Pace(probe=8, grace=1.0, speculate=copies))
+    now = measured(coordinator, fast=0.1, slow=1.0)
+    long, short = (send(coordinator, worker, now) for worker in ("fast", "slow"))
+    assert (long.task.steps, short.task.steps) == (8, 1)
+    reply(coordinator, short, now + 1, 1.0)
+    assert coordinator.handle(Asked("slow"), now + 1) == [Wait("slow")]
+    (other,) = coordinator.handle(Tick(), now + 10)  # late, and overdue
+    assert isinstance(other, Send)
+    assert other.task.steps == 8
+    reply(coordinator, other, now + 18, 8.0)
+    assert send(coordinator, "slow", now + 18).task.steps == 8
+    assert coordinator.memory.silent == {"fast": None}
+    assert send(coordinator, "fast", now + 19).task.steps == 8  # and back again
+    assert coordinator.memory.silent == {}
+
+
+def test_the_only_worker_left_may_confirm_its_own_long_update() -> None:
+    coordinator = begin(Sender(steps=4), pace=Pace(grace=1.0))
+    send(coordinator, "gone", 0.0)
+    for number in range(6):
+        reply(coordinator, send(coordinator, "w", float(number)), number + 0.5, 0.5)
+    coordinator.handle(Tick(), 1000.0)
+    assert list(coordinator.memory.silent) == ["gone"]
+    answers = [reply(coordinator, send(coordinator, "w", 1001.0), 1002.0, 1.0, size=1e4)[0] for _ in range(2)]
+    assert [type(answer) for answer in answers] == [Rejected, Accepted]

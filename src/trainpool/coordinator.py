@@ -119,8 +119,8 @@ class Coordinator:
                 worker = event.worker
                 if worker in self.units.held:
                     self.lose(worker)  # it holds nothing any more: a task that it forgot goes to someone else
-                if worker not in memory.workers:
-                    memory.pace.joined(worker)
+                memory.silent.pop(worker, None)
+                memory.pace.joined(worker)
                 memory.workers[worker] = "idle"
                 memory.idle[worker] = None
                 commands = self.offer(now)
@@ -138,6 +138,7 @@ class Coordinator:
             case Left(worker):
                 memory.workers.pop(worker, None)
                 memory.idle.pop(worker, None)
+                memory.silent.pop(worker, None)
                 memory.pace.left(worker)
                 self.lose(worker)
                 return self.offer(now)
@@ -149,6 +150,7 @@ class Coordinator:
                     memory.pace.left(worker)
                 memory.workers.clear()
                 memory.idle.clear()
+                memory.silent.clear()
                 memory.session, memory.misses, memory.done = memory.session + 1, 0, False
                 return []
 
@@ -157,9 +159,18 @@ class Coordinator:
         self.memory.workers[worker] = "busy"
         self.memory.idle.pop(worker, None)
 
+    def silence(self, worker: WorkerId) -> None:
+        """A worker may have gone without a word: until it is heard of again, others' tasks do not follow its speed."""
+        if worker in self.memory.workers:
+            self.memory.silent[worker] = None
+            self.memory.pace.left(worker)
+
     def answer(self, worker: WorkerId, report: Report, delta: Vector, buffers: Vector, now: float) -> list[Command]:
         """Merge an answer, or say why not."""
         memory = self.memory
+        if worker in memory.silent:
+            del memory.silent[worker]
+            memory.pace.joined(worker)
         memory.bytes_up += delta.nbytes + buffers.nbytes
         lease = memory.leases.get(report.task)
         if lease is None or lease.worker != worker:
@@ -181,7 +192,7 @@ class Coordinator:
             self.layout,
             known=memory.statistics.buffers,
             worker=worker,
-            alone=len(memory.workers) == 1,
+            alone=len(memory.workers) - len(memory.silent) == 1,
         ):
             memory.rejected += 1
             stopping = self.miss(reason)
@@ -253,6 +264,7 @@ class Coordinator:
         for lease in self.units.expire(now):
             lease.overdue = True
             memory.ledger[lease.task.shard].overdue += 1
+            self.silence(lease.worker)
         if not memory.idle:
             return []
         units = self.units.take(len(memory.idle), self.wanted, self.state.version)
@@ -296,22 +308,27 @@ class Coordinator:
                 own, others = pace.expected(worker, lease.task.steps), durations[lease.task.id]
                 if own is None or others is None:
                     continue
-                if now > lease.since + 2 * others or now + 2 * own < lease.since + others:
+                late = now > lease.since + 2 * others
+                if late or now + 2 * own < lease.since + others:
+                    if late:
+                        self.silence(lease.worker)
                     alone.remove(lease)
                     self.memory.copies += 1
-                    commands.append(self.lease(worker, self.units.units[lease.task.shard], now))
+                    unit = self.units.units[lease.task.shard]
+                    commands.append(self.lease(worker, unit, now, lease.task.steps))
                     break
         return commands
 
-    def lease(self, worker: WorkerId, unit: Unit, now: float) -> Send:
-        """Make the task of a shard's next unit."""
+    def lease(self, worker: WorkerId, unit: Unit, now: float, steps: int | None = None) -> Send:
+        """Make the task of a shard's next unit; a copy of one takes as many `steps` as the first."""
         memory, pace, part, entry = self.memory, self.memory.pace, unit.part, unit.ledger
         assignment: Assignment = self.strategy.assign(self.state, part.id)
-        steps = assignment.steps
         if steps is None:
-            steps = pace.steps(worker)
-        elif assignment.flexible:
-            steps = pace.fit(worker, steps)
+            steps = assignment.steps
+            if steps is None:
+                steps = pace.steps(worker)
+            elif assignment.flexible:
+                steps = pace.fit(worker, steps)
         task = Task(
             id=(memory.session << 32) + memory.next_task,
             version=self.state.version,

@@ -71,6 +71,8 @@ class Memory:
     workers: dict[WorkerId, Literal["idle", "busy"]] = field(default_factory=dict)
     idle: dict[WorkerId, None] = field(default_factory=dict)
     """The idle ones, the longest idle first."""
+    silent: dict[WorkerId, None] = field(default_factory=dict)
+    """The busy ones whose answer is late."""
     bases: dict[int, Base] = field(default_factory=dict)
     """Parameters that tasks still out carried, by version, where their updates need them."""
     next_task: int = 0

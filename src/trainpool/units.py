@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trainpool.events import WorkerId
-from trainpool.memory import Ledger, Lease
+from trainpool.memory import Lease, Ledger
 from trainpool.messages import ShardId
 from trainpool.strategies.protocol import ShardPlan
 
