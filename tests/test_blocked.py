@@ -72,7 +72,18 @@ def reference(size: int) -> list[type[OpRun]]:
             y = nn.functional.conv2d(wide, weight, bias, how["strides"], dilation=how["dilations"])
             return (spread(y.numpy(), size),)
 
-    return [ReorderInput, ReorderOutput, Conv]
+    class Pad(OpRun):
+        """The package's reference does not know that padding may be negative."""
+
+        op_domain = ""
+
+        def _run(self, x: np.ndarray, pads: np.ndarray, mode: str) -> tuple[np.ndarray]:
+            assert mode == "constant"
+            both = np.asarray(pads).reshape(2, -1).T
+            cut = tuple(slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(x.shape, both, strict=True))
+            return (np.pad(x[cut], np.maximum(both, 0)),)
+
+    return [ReorderInput, ReorderOutput, Conv, Pad]
 
 
 def run(model: onnx.ModelProto, size: int, feed: dict[str, np.ndarray], how: str) -> list[np.ndarray]:
@@ -97,6 +108,7 @@ CASES = {
     "steps of two and one": ((16, 16, 3), (4, 8, 32), {"stride": (1, 2), "dilation": 2}),
     "steps of two in wide rows": ((16, 16, 3), (4, 8, 64), {"padding": 1, "stride": 2}),
     "much padding": ((16, 16, 3), (2, 8, 8), {"padding": 4}),
+    "few channels": ((3, 16, 3), (16, 8, 8), {"padding": 1}),
     "batch that makes no blocks": ((16, 16, 3), (3, 8, 4), {"padding": 1}),
 }
 
@@ -135,8 +147,9 @@ def test_a_convolution_and_its_gradients_are_pytorchs(case: str, size: int, how:
         "steps of two in wide rows",
         *(["steps of two"] if size > 8 else []),
     }
+    whole = inner % size == 0
     turned = layer.stride == (1, 1) and case != "much padding"
-    assert len(products) == 1 + turned + columns * (case not in none)
+    assert len(products) == whole * (1 + turned) + columns * (case not in none)
 
     feed = {"x": x, "w": layer.weight, "dy": dy, "b": layer.bias}
     arrays = {name: value.detach().float().numpy() for name, value in feed.items() if value is not None}

@@ -26,8 +26,9 @@ from trainpool.vector import Vector
 
 __all__ = ["OnnxKernel", "load"]
 
-DISABLED = ["NchwcTransformer"]
-"""Made for constant weights: here it would only reorder activations before and after each pooling."""
+DISABLED = ["NchwcTransformer", "TransposeOptimizer"]
+"""The first is made for constant weights: here it would only reorder activations before and after each pooling. The
+second makes one slow transposition of several fast ones."""
 
 PROBE = base64.b64decode(
     "CAk6aAopCgF4EgF5IgxSZW9yZGVySW5wdXQ6E2NvbS5taWNyb3NvZnQubmNod2MSAWdaGwoBeBIWChQIARIQCgIIAQoCCBAKAggBCgIIAmIbCgF5"

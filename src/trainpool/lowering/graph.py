@@ -17,6 +17,8 @@ OPSET = 20
 IR_VERSION = 9
 BLOCKS = "com.microsoft.nchwc"
 """The domain of ONNX Runtime's operators on values in its blocked memory order."""
+STEEP = 1e30
+"""The slope of what is 0 for negative numbers and 1 for positive ones that are more than rounding."""
 KINDS = {
     torch.float32: TensorProto.FLOAT,
     torch.float64: TensorProto.DOUBLE,
@@ -146,6 +148,9 @@ class Graph:
             return x
         if x.constant is not None:
             return self.constant(x.constant.to(dtype))
+        kind, inputs = self.made.get(x.name, ("", ()))
+        if self.block and kind == "Greater" and inputs[1].uniform == 0 and dtype == inputs[0].dtype == torch.float32:
+            return self.op("HardSigmoid", inputs[0], alpha=STEEP, beta=0.0)  # one pass instead of two
         return self.op("Cast", x, dtype=dtype, to=KINDS[dtype])
 
     def expand(self, x: Ref, shape: Sequence[int]) -> Ref:

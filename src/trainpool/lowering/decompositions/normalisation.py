@@ -15,18 +15,12 @@ def group_norm(
     x: Tensor, w: Tensor | None, b: Tensor | None, n: int, c: int, size: int, groups: int, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each sample's groups of channels to mean 0 and variance 1, then scale and shift: also mean and 1/deviation."""
-    rows = x.reshape(n, groups, -1)
-    mean = rows.mean(2, keepdim=True)
-    centred = rows - mean
-    rstd = (centred.square().mean(2, keepdim=True) + epsilon).rsqrt()  # [n, G, 1]
-    if w is None:
-        y = centred * rstd
-    else:
-        gain = (rstd * w.reshape(1, groups, -1)).reshape(n, c, 1)
-        y = centred.reshape(n, c, size) * gain
-    y = y.reshape(n, c, size)
-    if b is not None:
-        y = y + b.reshape(1, c, 1)
+    rows, channels = x.reshape(n, groups, -1), (groups, c // groups)
+    mean = rows.mean(2, keepdim=True)  # [n, G, 1]
+    rstd = ((rows - mean).square().mean(2, keepdim=True) + epsilon).rsqrt()
+    scale = rstd.expand(n, *channels) if w is None else rstd * w.reshape(1, *channels)
+    shift = -mean * scale if b is None else b.reshape(1, *channels) - mean * scale
+    y = x.reshape(n, c, size) * scale.reshape(n, c, 1) + shift.reshape(n, c, 1)
     return y.reshape(x.shape), mean.reshape(n, groups), rstd.reshape(n, groups)
 
 
@@ -43,26 +37,20 @@ def group_norm_backward(
     groups: int,
     mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx = rstd·(w·dy - mean(w·dy) - x̂·mean(w·dy·x̂)), as one number a channel and group times dy, x and 1."""
-    rows = dy.reshape(n, c, size)
-    centred = (x.reshape(n, groups, -1) - mean.unsqueeze(2)).reshape(n, c, size)
-    total = rows.sum(2)  # [n, C]
-    along = (rows * centred).sum(2) * rstd.repeat_interleave(c // groups, 1)  # Σ dy·x̂
-    dx = dw = db = None
+    """dx = rstd·(w·dy - mean(w·dy) - x̂·mean(w·dy·x̂)), by one number a channel and two a group."""
+    channels = (n, groups, c // groups)
+    rows, mean, rstd = dy.reshape(*channels, size), mean.unsqueeze(2), rstd.unsqueeze(2)
+    total = rows.sum(3)  # [n, G, C/G]
+    along = ((rows * x.reshape(rows.shape)).sum(3) - total * mean) * rstd  # Σ dy·x̂
+    dx = None
     if mask[0]:
-        weight = torch.ones(c) if w is None else w
-        count = size * (c // groups)
-        a = (along * weight).reshape(n, groups, -1).sum(2) / count
-        t = (total * weight).reshape(n, groups, -1).sum(2) / count
-        gain = (rstd.unsqueeze(2) * weight.reshape(1, groups, -1)).reshape(n, c, 1)
-        slope = (-a * rstd * rstd).repeat_interleave(c // groups, 1).unsqueeze(2)
-        shift = (-t * rstd).repeat_interleave(c // groups, 1).unsqueeze(2)
-        dx = (rows * gain + (centred * slope + shift)).reshape(x.shape)
-    if mask[1]:
-        dw = along.sum(0)
-    if mask[2]:
-        db = total.sum(0)
-    return dx, dw, db
+        weight = torch.ones(1) if w is None else w.reshape(1, *channels[1:])
+        each = rstd * (-1 / (size * channels[2]))
+        slope = (along * weight).sum(2, keepdim=True) * (each * rstd)  # [n, G, 1]
+        shift = (total * weight).sum(2, keepdim=True) * each - mean * slope
+        line = x.reshape(n, groups, -1) * slope + shift
+        dx = (rows * (rstd * weight).unsqueeze(3)).reshape(x.shape) + line.reshape(x.shape)
+    return dx, along.sum(0).reshape(c) if mask[1] else None, total.sum(0).reshape(c) if mask[2] else None
 
 
 @instead_of(aten.native_layer_norm.default)

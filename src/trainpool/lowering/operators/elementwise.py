@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from trainpool.lowering.graph import Graph, Ref
-from trainpool.lowering.operators.base import TABLE, UnsupportedError, common, elementwise, number, writes
+from trainpool.lowering.operators.base import TABLE, UnsupportedError, common, elementwise, number, unexpanded, writes
 
 __all__: list[str] = []
 
@@ -53,7 +53,31 @@ def add(g: Graph, out: Any, x: Any, y: Any, *, alpha: Any = 1, kind: str = "Add"
         other = y if neutral[0] is x else x
         if isinstance(other, Ref) and other.shape == tuple(out.shape):
             return g.cast(other, out.dtype)
+    if g.block and kind == "Add" and isinstance(x, Ref) and isinstance(y, Ref):
+        for one, other in ((x, y), (y, x)):
+            if (line := straight(g, out, one, other)) is not None:
+                return line
     return elementwise(g, out, kind, x, y)
+
+
+def straight(g: Graph, out: Any, product: Ref, shift: Ref) -> Ref | None:
+    """x·gain + shift, one gain and one shift a row or channel, in one pass: a BatchNormalization that knows them."""
+    kind, factors = g.made.get(product.name, ("", ()))
+    if kind != "Mul" or product.shape != tuple(out.shape) or len(out.shape) < 3 or out.dtype != torch.float32:
+        return None
+    (n, c), rest = out.shape[:2], out.shape[2:]
+    for x, gain in (factors, factors[::-1]):
+        pair = (gain, unexpanded(g, shift))
+        if x.shape != out.shape or any(p.shape[1:] != (c, *[1] * len(rest)) for p in pair):
+            continue
+        each = max(p.shape[0] for p in pair) > 1  # of the samples has numbers of its own
+        rows = n * c if each else c
+        scale, bias = (g.reshape(g.expand(p, (n, *p.shape[1:])) if each else p, (rows,)) for p in pair)
+        zero, one = (g.constant(torch.full((rows,), value)) for value in (0.0, 1.0))
+        whole = g.reshape(x, (1, rows, *rest)) if each else x
+        y = g.op("BatchNormalization", whole, scale, bias, zero, one, shape=whole.shape, epsilon=0.0)
+        return g.reshape(y, out.shape)
+    return None
 
 
 TABLE["sub"] = lambda g, out, x, y, *, alpha=1: add(g, out, x, y, alpha=alpha, kind="Sub")

@@ -27,9 +27,10 @@ def convolution_backward(
     stride, padding, dilation = (list(v) * n if len(v) == 1 else list(v) for v in (stride, padding, dilation))
     zero = [0] * n
     dx = dw = db = None
-    if blocked.blockable(g, w, groups) and not is_transposed:
-        dx = blocked.input_gradient(g, out[0], dy, w, stride, padding, dilation) if mask[0] else None
-        dw = blocked.weight_gradient(g, out[1], x, dy, w.shape[2:], stride, padding, dilation) if mask[1] else None
+    if mask[0] and not is_transposed and blocked.blockable(g, w, groups):
+        dx = blocked.input_gradient(g, out[0], dy, w, stride, padding, dilation)
+    if mask[1] and not is_transposed and blocked.blockable(g, w, groups, narrow=True):
+        dw = blocked.weight_gradient(g, out[1], x, dy, w.shape[2:], stride, padding, dilation)
     if mask[0] and dx is None and is_transposed:
         dx = convolution(g, out[0], dy, w, None, stride, padding, dilation, False, zero, groups)
     elif mask[0] and dx is None:
