@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainpool import models
-from trainpool.data import Source, as_source, named
+from trainpool.data import ImageFolderSource, Source, as_source, named
 from trainpool.errors import ConfigError, DataError, ModelError
 from trainpool.kernels.losses import resolve
 from trainpool.kernels.torch import layout_of, scale
@@ -60,10 +60,13 @@ class Experiment:
         """Training and test data.
 
         Raises:
-            DataError: neither is of a kind that is accepted.
+            DataError: one is of no kind that is accepted, or a test folder has a class that the training folder lacks.
         """
         train = as_source(self.train, name=f"{self.name}, training data")
-        return train, None if self.test is None else as_source(self.test, name=f"{self.name}, test data")
+        test = None if self.test is None else as_source(self.test, name=f"{self.name}, test data")
+        if isinstance(train, ImageFolderSource) and isinstance(test, ImageFolderSource):
+            test = ImageFolderSource(test.path, train.class_names)
+        return train, test
 
     def loss_function(self) -> Callable[[Any, Tensor], Tensor]:
         """The loss as a function."""
