@@ -1,5 +1,6 @@
 """Real processes, really killed."""
 
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,16 +21,17 @@ from PIL import Image
 from torch import nn
 
 import trainpool as tp
-from conftest import small_data
+from conftest import in_process, small_data
 from trainpool import drive, training
 from trainpool.config import Config
 from trainpool.coordinator import Coordinator
-from trainpool.events import Send
+from trainpool.events import Restarted, Send
 from trainpool.journal import Journal, replay
 from trainpool.kernels.torch import layout_of, vector_of
 from trainpool.pace import Pace
+from trainpool.record import append, read_metrics
 from trainpool.strategies import Plan
-from trainpool.testing import check_ledger
+from trainpool.testing import Fault, InProcessPool, check_ledger
 
 EXPERIMENT = """
 import numpy as np, torch, trainpool as tp
@@ -289,6 +292,63 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(
         with pytest.raises(tp.RunError, match=r"cannot write to .*No space left on device.*make room"):
             training.carry_on(run, quiet=True)
     assert tp.resume(tmp_path / "run", quiet=True).summary["finished"]
+
+
+@pytest.mark.parametrize("victim", ["metrics.json", "rejected.json", "summary.json", "curve.png", "model.safetensors"])
+def test_whatever_file_the_disk_has_no_room_for_the_run_goes_on_later(
+    victim: str, experiment: tp.Experiment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "run"
+
+    def pool(fault: Fault | None = None) -> InProcessPool:
+        return in_process(experiment, cache, fault={3: fault}.get)
+
+    begun = training.begin(experiment, strategy=tp.Downpour(steps=5), pool=pool("nan"), epochs=2, out=home, cache=cache)
+    opened = io.open
+
+    def full(file: Any, *arguments: Any, **options: Any) -> Any:
+        if victim in str(file):
+            raise OSError(28, "No space left on device", str(file))
+        return opened(file, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", full)
+        patch.setattr("builtins.open", full)
+        with pytest.raises(tp.RunError, match=r"run: No space left on device; nothing accepted is lost: make room"):
+            training.carry_on(begun, quiet=True)
+    result = tp.resume(home, pool=pool(), quiet=True)
+    assert result.summary["finished"]
+    assert result.summary["test_accuracy"] is not None
+    assert (home / "curve.png").exists()
+
+
+def test_a_disk_too_full_for_the_journal_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(journal: Journal) -> None:
+        while True:
+            journal.append(Restarted(), 0.0)
+
+    journal = Journal(tmp_path)
+    journal.database.execute("pragma max_page_count = 8")  # SQLite finds room for so many
+    with pytest.raises(tp.RunError, match="database or disk is full; make room, or choose another folder"):
+        fill(journal)
+    journal.close()
+    again = Journal(tmp_path)
+    assert again.number == journal.number - 1 > 0
+    again.close()
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr("trainpool.journal.SCHEMA", "pragma max_page_count = 1; create table more (n integer)")
+    with pytest.raises(tp.RunError, match="is full; nothing accepted is lost: make room, then `trainpool resume"):
+        Journal(tmp_path)
+
+
+def test_a_line_that_a_power_cut_tore_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append(path, {"samples": 1})
+    with path.open("ab") as file:
+        file.write(b'{"samples": 2, "x\xff\x00')
+    append(path, {"samples": 3})
+    append(path, {"samples": 4})
+    assert [record["samples"] for record in read_metrics(tmp_path)] == [1, 3, 4]
 
 
 def test_a_damaged_journal_is_said_in_one_line(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Train an experiment on a pool, or continue a run."""
 
 import copy
+import math
 import signal
 import tempfile
 import threading
@@ -35,7 +36,7 @@ from trainpool.kernels.torch import dtype_of, layout_of, trained_tensors, vector
 from trainpool.messages import Recipe
 from trainpool.pools.local import LocalPool
 from trainpool.pools.protocol import Job, Pool
-from trainpool.record import Record, Recorder, Summary
+from trainpool.record import Record, Recorder, Summary, check_tensorboard
 from trainpool.strategies import AnyStrategy, Plan, name_of
 from trainpool.vector import Layout, Vector
 
@@ -50,6 +51,8 @@ PROGRAM = "program.pkl"
 """The author's model, loss and preprocessing, in the run's folder."""
 LOWERED = "program"
 """The lowered program's folder, in the run's folder."""
+MOST_EPOCHS = 1e9
+"""Larger numbers of passes are taken for a mistake: numbers of steps would not be exact."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +155,24 @@ def begin(
     if source:
         file, _, name = source.rpartition(":")
         source = f"{Path(file).resolve()}:{name}"
-    if epochs <= 0 or min(evaluate_every, shards, recalibrate) < 0:
-        raise ConfigError(f"epochs ({epochs:g}) must be above 0; evaluate_every, shards and recalibrate not negative")
+    if not (0 < epochs <= MOST_EPOCHS and 0 <= evaluate_every <= MOST_EPOCHS) or min(shards, recalibrate) < 0:
+        raise ConfigError(
+            f"epochs ({epochs:g}) must be above 0, evaluate_every ({evaluate_every:g}), shards and recalibrate not "
+            f"negative, and no number of passes above {MOST_EPOCHS:g}"
+        )
+    for name, value in msgspec.structs.asdict(chosen).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"the recipe: {name} must be a finite number, not {value}")
+    if tensorboard:
+        check_tensorboard()
     home = Path(out)
-    if home.exists() and (
-        not home.is_dir() or any(PROGRAM not in item.name and item.name != LOWERED for item in home.iterdir())
-    ):
-        hint = f"continue it with `trainpool resume {home}`" if (home / "config.json").exists() else "it is not empty"
-        raise RunError(f"{home} exists: {hint}, or choose another folder")
+    with disk(home):
+        if home.exists() and (
+            not home.is_dir() or any(PROGRAM not in item.name and item.name != LOWERED for item in home.iterdir())
+        ):
+            begun = (home / "config.json").exists()
+            hint = f"continue it with `trainpool resume {home}`" if begun else "it is not empty"
+            raise RunError(f"{home} exists: {hint}, or choose another folder")
     train_source, test_source = experiment.sources()
     layout = layout_of(experiment.model)
     if isinstance(method, str):
@@ -329,7 +342,8 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
     vector = drive.vector()
     load_into(model, layout, vector)
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    wire.write(home / "model.safetensors", safetensors.torch.save(state))
+    with disk(home):
+        wire.write(home / "model.safetensors", safetensors.torch.save(state))
     return Result(model, recorder.history, vector, summary, home)
 
 
