@@ -25,10 +25,11 @@ from conftest import in_process, small_data
 from trainpool import drive, training
 from trainpool.config import Config
 from trainpool.coordinator import Coordinator
-from trainpool.events import Restarted, Send
+from trainpool.events import Restarted, Returned, Send
 from trainpool.journal import Journal, replay
 from trainpool.kernels.torch import layout_of, vector_of
 from trainpool.pace import Pace
+from trainpool.pools.protocol import Arrival, Message
 from trainpool.record import append, read_metrics
 from trainpool.strategies import Plan
 from trainpool.testing import Fault, InProcessPool, check_ledger
@@ -257,6 +258,47 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
     assert result.summary["seconds"] > done["seconds"]
     with pytest.raises(tp.RunError, match="is finished"):
         tp.resume(home)
+
+
+def test_ctrl_c_waits_for_the_tasks_that_were_sent_alone(
+    experiment: tp.Experiment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "run"
+    pool = in_process(experiment, cache, speeds=[1.0, 0.1])
+    polled, polls = pool.poll, 0
+
+    def poll(timeout: float) -> list[Message]:
+        """Ctrl+C just before the slower worker completes the round: the idle one is then leased a task of the next."""
+        nonlocal polls
+        polls += 1
+        assert polls < 100, "the run waits for a task that was never sent"
+        messages = polled(timeout)
+        for message in messages:
+            if isinstance(message, Arrival) and isinstance(message.event, Returned) and message.event.worker == "w1":
+                signal.raise_signal(signal.SIGINT)
+        return messages
+
+    monkeypatch.setattr(pool, "poll", poll)
+    method = tp.ParallelSGD(rounds=2)
+    with pytest.raises(KeyboardInterrupt):
+        tp.train(experiment, strategy=method, pool=pool, epochs=2, shards=2, out=home, cache=cache, quiet=True)
+    assert json.loads((home / "summary.json").read_text())["updates"] == 2
+    assert tp.resume(home, pool=in_process(experiment, cache), quiet=True).summary["finished"]
+
+
+def test_ctrl_c_in_the_last_evaluation_leaves_it_to_resume(
+    experiment: tp.Experiment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, pool = tmp_path / "run", in_process(experiment, cache)
+    monkeypatch.setattr(pool, "evaluate", lambda vector: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        tp.train(experiment, pool=pool, epochs=2, evaluate_every=0, out=home, cache=cache, quiet=True)
+    stopped = json.loads((home / "summary.json").read_text())
+    assert not stopped["finished"]
+    result = tp.resume(home, pool=in_process(experiment, cache), quiet=True)
+    assert result.summary["finished"]
+    assert result.summary["test_accuracy"] is not None
+    assert result.summary["samples"] == stopped["samples"]
 
 
 def test_a_run_that_is_going_on_cannot_be_resumed(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
