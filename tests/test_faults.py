@@ -33,6 +33,7 @@ from trainpool.pools.protocol import Arrival, Message
 from trainpool.record import append, read_metrics
 from trainpool.strategies import Plan
 from trainpool.testing import Fault, InProcessPool, check_ledger
+from trainpool.vector import Vector
 
 EXPERIMENT = """
 import numpy as np, torch, trainpool as tp
@@ -112,6 +113,23 @@ def test_a_worker_that_hangs_is_replaced(
     result = tp.train(experiment, strategy=method, pool=pool, epochs=6, out=tmp_path / "run", cache=cache, quiet=True)
     assert result.summary["finished"]
     assert pool.started == 2
+
+
+def test_a_killed_evaluator_is_replaced(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
+    class Blinding(tp.LocalPool):
+        """Kills the process that evaluates models in its first evaluation."""
+
+        def evaluate(self, vector: Vector) -> bool:
+            begun = super().evaluate(vector)
+            if begun and self.evaluators_lost == 0 and not self.longest:
+                assert self.evaluator is not None
+                self.evaluator.child.kill()
+            return begun
+
+    pool = Blinding(1, threads=1)
+    result = tp.train(experiment, pool=pool, epochs=2, evaluate_every=0, out=tmp_path / "run", cache=cache, quiet=True)
+    assert result.summary["finished"]
+    assert result.summary["test_accuracy"] is not None
 
 
 def test_a_program_that_always_kills_its_worker_ends_the_run(cache: Path, tmp_path: Path) -> None:

@@ -321,8 +321,8 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
             log=home / "workers.log",
         )
         with interruptible(drive):
-            pool.open(job)
             try:
+                pool.open(job)
                 if quiet:
                     drive.run()
                 else:
