@@ -23,9 +23,10 @@ from torch import nn
 import trainpool as tp
 from conftest import in_process, small_data
 from trainpool import drive, training
-from trainpool.config import Config
+from trainpool.config import Config, read_config
 from trainpool.coordinator import Coordinator
 from trainpool.events import Restarted, Returned, Send
+from trainpool.experiment import load_experiment
 from trainpool.journal import Journal, replay
 from trainpool.kernels.torch import layout_of, vector_of
 from trainpool.pace import Pace
@@ -416,6 +417,40 @@ def test_a_damaged_journal_is_said_in_one_line(experiment: tp.Experiment, cache:
     (tmp_path / "run" / "journal.sqlite").write_bytes(b"nonsense" * 1000)
     with pytest.raises(tp.RunError, match="damaged"):
         tp.resume(tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("way", ["python", "file"])
+@pytest.mark.parametrize("victim", ["net.py", "__init__.py", "numbers.py", "mine.py"])
+def test_code_that_changed(way: str, victim: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mine.py` has the experiment, which is of a package beside it, in which one module imports another."""
+    package = f"author_{way}_{victim.removesuffix('.py').strip('_')}"
+    folder, own = tmp_path / package, tmp_path / f"{package}_mine.py"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "numbers.py").write_text("GAIN = 2.0")
+    (folder / "unused.py").touch()
+    (folder / "net.py").write_text(
+        "from torch import nn\nfrom .numbers import GAIN\n"
+        "class Net(nn.Linear):\n    def forward(self, x):\n        return GAIN * super().forward(x)"
+    )
+    own.write_text(
+        f"import numpy as np, trainpool as tp\nfrom {package}.net import Net\n"
+        "experiment = tp.Experiment(Net(3, 2), (np.eye(3, dtype=np.float32), np.arange(3) % 2))"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    what, home = load_experiment(f"{own}:experiment"), tmp_path / "run"
+    source = f"{own}:experiment" if way == "file" else ""
+    begun = training.begin(what, pool=tp.LocalPool(1), out=home, cache=cache, source=source)
+    files = {folder / "__init__.py", folder / "net.py", folder / "numbers.py", *([own] if source else [])}
+    assert set(begun.config.code) == set(map(str, files))
+    changed = own if victim == "mine.py" else folder / victim
+    before = changed.read_text()
+    changed.write_text(before + "\n# changed")
+    if changed in files:
+        with pytest.raises(tp.RunError, match=f"{changed.name} has changed since the run began: restore it"):
+            tp.resume(home, quiet=True)
+        changed.write_text(before)
+    assert read_config(home) == begun.config
 
 
 def test_data_that_changed_or_left_the_cache(experiment: tp.Experiment, tmp_path: Path) -> None:

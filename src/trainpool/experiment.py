@@ -72,8 +72,10 @@ class Experiment:
         """The loss as a function."""
         return resolve(self.loss)
 
-    def check(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], classes: int) -> None:
-        """Run two samples forward and backward, so that what does not fit together is said before anything starts.
+    def check(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], classes: int, *, test: bool = False) -> None:
+        """Run two samples through the model and the loss, so that what does not fit is said before anything starts.
+
+        `test` says that they are test data: the model is then evaluated.
 
         Raises:
             ModelError: there is nothing to train, or model, loss, preprocessing and data do not fit together.
@@ -81,9 +83,9 @@ class Experiment:
         """
         layout_of(self.model)
         state = {name: value.clone() for name, value in self.model.state_dict().items()}
-        training = self.model.training
+        training, which = self.model.training, " of the test data" if test else ""
         try:
-            self.model.train()
+            self.model.train(not test)
             with torch.random.fork_rng(devices=[]):
                 prepared = (self.preprocess or scale)(torch.from_numpy(np.array(x[:2])))
                 if isinstance(prepared, Tensor) and prepared.is_floating_point():
@@ -91,20 +93,20 @@ class Experiment:
                 output = self.model(prepared)
                 if classes and isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] < classes:
                     raise DataError(
-                        f"labels run up to {classes - 1}, but the model has {output.shape[1]} outputs: "
+                        f"labels{which} run up to {classes - 1}, but the model has {output.shape[1]} outputs: "
                         f"give it {classes}, or correct the labels"
                     )
                 loss = self.loss_function()(output, torch.from_numpy(np.array(y[:2])))
             if not isinstance(loss, Tensor) or loss.dim() != 0:
                 raise ModelError("the loss function must return one number, the mean over the batch, as a tensor")
-            if not loss.requires_grad:
+            if not loss.requires_grad and not test:
                 raise ModelError("the loss does not depend on the model's parameters: nothing can be trained")
         except (DataError, ModelError):
             raise
         except Exception as error:
             text = " ".join(str(error).split())
             raise ModelError(
-                f"a batch of shape {tuple(x[:2].shape)} did not pass through preprocessing, model and loss: "
+                f"a batch of shape {tuple(x[:2].shape)}{which} did not pass through preprocessing, model and loss: "
                 f"{type(error).__name__}: {text}"
             ) from error
         finally:

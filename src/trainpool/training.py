@@ -21,13 +21,14 @@ from torch import nn
 
 from trainpool import auto, wire
 from trainpool.auto import AUTO
-from trainpool.config import Config, check_data, read_config, same_strategy, source_digest
+from trainpool.config import Config, check_data, code_of, read_config, same_strategy
 from trainpool.coordinator import Coordinator
 from trainpool.data import ImageFolderSource, default_cache, prepare, whole
 from trainpool.data.shards import load as load_shard
+from trainpool.data.shards import peek
 from trainpool.display import Display
 from trainpool.drive import Drive, Moment, Observer
-from trainpool.errors import ConfigError, RunError
+from trainpool.errors import ConfigError, DataError, RunError
 from trainpool.events import Accepted, Rejected, Restarted
 from trainpool.experiment import Experiment, importable
 from trainpool.journal import Journal, disk
@@ -185,8 +186,22 @@ def begin(
     test = whole(test_source, cache=place)[0] if test_source is not None else None
     sample = load_shard(shard_folder, manifest.shards[0].id)
     experiment.check(sample["x"], sample["y"], manifest.classes)
+    if test is not None:
+        experiment.check(*peek(shard_folder, test.shards[0].id), test.classes, test=True)
+        if kernel == "onnx" and (test.dtype, test.shape) != (manifest.dtype, manifest.shape):
+            raise DataError(
+                f"a program takes samples of one type and shape, but the test data are {test.dtype} {test.shape} and "
+                f"the training data {manifest.dtype} {manifest.shape}: make them alike, or leave the kernel at torch"
+            )
     plan = Plan.of({shard.id: shard.samples for shard in manifest.shards}, chosen, epochs)
     method.init(vector_of(experiment.model)[: layout.trainable], plan)  # refuses bad settings
+    parts = (
+        copy.deepcopy(experiment.model).cpu(),
+        experiment.loss_function(),
+        experiment.preprocess,
+        experiment.augment,
+    )
+    program = cloudpickle.dumps(parts)
     config = Config(
         name=experiment.name,
         strategy=name_of(method),
@@ -209,7 +224,7 @@ def begin(
         kernel=kernel,
         virtual=pool.virtual,
         source=source,
-        source_hash=source_digest(source),
+        code=code_of(program, source, method),
         data=str(train_source.path.resolve()) if isinstance(train_source, ImageFolderSource) else data,
         fingerprint=train_source.fingerprint,
     )
@@ -218,13 +233,7 @@ def begin(
         home.mkdir(parents=True, exist_ok=True)
         if lowered is not None:
             lowered.save(home / LOWERED)
-        parts = (
-            copy.deepcopy(experiment.model).cpu(),
-            experiment.loss_function(),
-            experiment.preprocess,
-            experiment.augment,
-        )
-        wire.write(home / PROGRAM, cloudpickle.dumps(parts))
+        wire.write(home / PROGRAM, program)
         # Last: with this file there is a run, which `resume` continues from any moment on.
         wire.write(home / "config.json", msgspec.json.format(msgspec.json.encode(config), indent=2))
     return Run(home, config, method, pool, experiment.model)
