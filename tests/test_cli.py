@@ -101,6 +101,8 @@ def test_a_folder_of_images_trains(cache: Path, tmp_path: Path) -> None:
         (("train", "--workers", "-1"), "must not be negative"),
         (("train", "nothing.py:experiment"), "no file 'nothing.py'"),
         (("train", "--shards", "5000"), "5000"),
+        (("train", "--device", "cuda:99"), "no device 'cuda:99': PyTorch sees"),
+        (("train", "--device", "gpu"), "no device 'gpu' here: Expected one of cpu"),
         (("resume", "nowhere"), "holds no run"),
         (("simulate", "--strategy", "downpor"), "did you mean 'downpour'?"),
         (("simulate", "--churn", "1"), "churn is a part of the whole"),
@@ -212,6 +214,22 @@ def test_an_experiment_of_the_wrong_kind_is_named(tmp_path: Path, cache: Path) -
     code, _, errors = invoke("train", f"{tmp_path / 'mine.py'}:experiment", "--cache", cache)
     assert code == 2
     assert "has no trainpool.Experiment named 'experiment'" in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("experiment = 5\n", "", "mine.py needs the name of the experiment in it: "),
+        ("import trainpool\nexperiment = (\n", ":experiment", "mine.py, line 2: '(' was never closed"),
+        ("def experiment():\nreturn 5\n", ":experiment", "mine.py, line 2: expected an indented block"),
+    ],
+)
+def test_an_experiment_that_cannot_be_loaded_gets_one_line(text: str, name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    code, _, errors = invoke("train", f"{tmp_path / 'mine.py'}{name}")
+    assert code == 2
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
 
 
 def test_debug_shows_the_traceback(cache: Path) -> None:

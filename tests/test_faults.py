@@ -320,6 +320,15 @@ def test_ctrl_c_in_the_last_evaluation_leaves_it_to_resume(
     assert result.summary["samples"] == stopped["samples"]
 
 
+def test_a_run_goes_on_elsewhere(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
+    training.begin(experiment, pool=tp.LocalPool(1), epochs=1, out=tmp_path / "run", cache=cache)
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"device": "auto"', '"device": "cuda:99"'))  # a GPU that is no more
+    with pytest.raises(tp.ConfigError, match="no device 'cuda:99'"):
+        tp.resume(tmp_path / "run", quiet=True)
+    assert tp.resume(tmp_path / "run", device="cpu", quiet=True).summary["finished"]
+
+
 def test_a_run_that_is_going_on_cannot_be_resumed(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
     training.begin(experiment, pool=tp.LocalPool(1), out=tmp_path / "run", cache=cache)
     journal = Journal(tmp_path / "run")

@@ -153,17 +153,22 @@ def load_experiment(place: str) -> Experiment:
     """The `Experiment` at `file.py:name`: an object, or a function without arguments that makes one.
 
     Raises:
-        ConfigError: the file or the name is not there, or is something else.
+        ConfigError: the file or the name is not there, or is something else, or the file is no Python.
     """
     path, _, name = place.rpartition(":")
     file = Path(path)
+    if Path(place).is_file():
+        raise ConfigError(f"{place} needs the name of the experiment in it: {place}:name")
     if not path or not file.is_file():
         raise ConfigError(f"no file {path or place!r}; an experiment is given as file.py:name")
     importable(file)
-    if file.stem.isidentifier() and file.stem not in sys.modules:
-        found = getattr(importlib.import_module(file.stem), name, None)
-    else:
-        found = runpy.run_path(str(file)).get(name)
+    try:
+        if file.stem.isidentifier() and file.stem not in sys.modules:
+            found = getattr(importlib.import_module(file.stem), name, None)
+        else:
+            found = runpy.run_path(str(file)).get(name)
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     if callable(found) and not isinstance(found, Experiment):
         found = found()
     if not isinstance(found, Experiment):

@@ -166,6 +166,8 @@ def begin(
             raise ConfigError(f"the recipe: {name} must be a finite number, not {value}")
     if tensorboard:
         check_tensorboard()
+    if kernel == "torch" and isinstance(pool, LocalPool):
+        check_device(pool.device)
     home = Path(out)
     with disk(home):
         if home.exists() and (
@@ -239,6 +241,22 @@ def begin(
     return Run(home, config, method, pool, experiment.model)
 
 
+def check_device(name: str) -> None:
+    """See that PyTorch has a device of that name; `auto` always is.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    try:
+        device = torch.device("cpu" if name == "auto" else name)
+        if device.type != "cuda":  # with CUDA this would take some of the GPU's memory, for as long as the run goes on
+            torch.empty(0, device=device)
+        elif (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"no device {name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
+
+
 def lowered_for(experiment: Experiment, recipe: Recipe, pool: Pool, recalibrate: int) -> "Lowered":
     """The program of a run whose workers have no PyTorch.
 
@@ -263,6 +281,7 @@ def resume(
     strategy: AnyStrategy | None = None,
     pool: Pool | None = None,
     workers: int = 0,
+    device: str = "",
     quiet: bool = False,
 ) -> Result:
     """Continue a run after Ctrl+C, a crash or a power cut, from the last accepted update.
@@ -272,9 +291,11 @@ def resume(
         strategy: the run's strategy, needed only where it is not one of this package's.
         pool: where workers run now; by default, processes on this machine as before.
         workers: how many such processes; 0 means as many as before.
+        device: where they compute, as `LocalPool` takes it; empty means as before.
         quiet: show nothing.
 
     Raises:
+        ConfigError: there is no such device.
         RunError: there is no run, it is finished, or its code, data or settings have changed.
     """
     home = Path(out)
@@ -288,7 +309,9 @@ def resume(
         model = cloudpickle.loads((home / PROGRAM).read_bytes())[0]
     except (OSError, ImportError, AttributeError) as error:
         raise RunError(f"the run's code cannot be loaded, has it moved? {type(error).__name__}: {error}") from error
-    pool = pool or LocalPool(workers or config.workers, threads=config.threads, device=config.device)
+    pool = pool or LocalPool(workers or config.workers, threads=config.threads, device=device or config.device)
+    if config.kernel == "torch" and isinstance(pool, LocalPool):
+        check_device(pool.device)
     return carry_on(Run(home, config, strategy, pool, model), quiet=quiet)
 
 
