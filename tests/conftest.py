@@ -1,11 +1,13 @@
 """Shared pieces: a small experiment, a cache that all tests of one process use, Node.js and Chromium."""
 
+import copy
 import fcntl
 import os
 import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from torch import nn
 
 import trainpool as tp
 from node import WEB, run
+from trainpool.data import load
+from trainpool.kernels.torch import TorchKernel
+from trainpool.testing import InProcessPool
 
 # No deadlines: a busy machine is no bug. The same examples every time: a failure here is a failure everywhere.
 settings.register_profile("trainpool", deadline=None, derandomize=True)
@@ -70,3 +75,10 @@ def experiment() -> tp.Experiment:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 8))
     return tp.Experiment(net, small_data(), small_data(200, 1), name="small")
+
+
+def in_process(experiment: tp.Experiment, cache: Path, **options: Any) -> InProcessPool:
+    """A pool without processes that really trains an experiment whose data are arrays."""
+    kernel = TorchKernel(copy.deepcopy(experiment.model), experiment.loss_function())
+    test = dict(zip("xy", experiment.test, strict=True))
+    return InProcessPool(kernel, lambda shard: load(cache / "shards", shard), test=test, **options)

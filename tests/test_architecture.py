@@ -4,8 +4,10 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,15 @@ def imports(module: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def test_the_design_page_has_the_same_levels() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "design.md").read_text()
+    rows = re.findall(r"^\| (\d) \w+ \| (.*?) \|", page, re.MULTILINE)
+    named = [(pattern, int(level)) for level, cells in rows for pattern in re.findall(r"`([\w*]+)(?:\.py|/)`", cells)]
+    for name, level in LEVELS.items():
+        if name != "__init__":
+            assert [place for pattern, place in named if fnmatch(name, pattern)] == [level], name
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))

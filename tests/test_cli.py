@@ -1,6 +1,7 @@
 """The command line: what it prints, and what it says to bad input."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +93,16 @@ def test_a_folder_of_images_trains(cache: Path, tmp_path: Path) -> None:
         (("train", "--model", "cnn", "--norm", "batch"), "--norm is an option of resnet20 alone"),
         (("train", "--loss", "cross"), "loss"),
         (("train", "--epochs", "0"), "must be above 0"),
+        (("train", "--epochs", "nan"), "epochs (nan) must be above 0"),
+        (("train", "--epochs", "inf"), "no number of passes above 1e+09"),
+        (("train", "--evaluate-every", "nan"), "evaluate_every (nan)"),
+        (("train", "--lr", "inf"), "the recipe: learning_rate must be a finite number, not inf"),
+        (("train", "--out", "/proc/nowhere/run"), "; make room, or choose another folder"),
         (("train", "--workers", "-1"), "must not be negative"),
         (("train", "nothing.py:experiment"), "no file 'nothing.py'"),
         (("train", "--shards", "5000"), "5000"),
+        (("train", "--device", "cuda:99"), "no device 'cuda:99': PyTorch sees"),
+        (("train", "--device", "gpu"), "no device 'gpu' here: Expected one of cpu"),
         (("resume", "nowhere"), "holds no run"),
         (("simulate", "--strategy", "downpor"), "did you mean 'downpour'?"),
         (("simulate", "--churn", "1"), "churn is a part of the whole"),
@@ -182,11 +190,46 @@ def test_a_comparison_is_printed_again_from_its_folder(cache: Path, tmp_path: Pa
     assert "holds a run: choose another folder" in errors
 
 
+def test_files_that_cannot_be_read_are_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    code, _, errors = invoke("resume", tmp_path)
+    assert code == 2
+    assert "config.json' (--debug shows where)" in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
+def test_tensorboard_is_asked_for_before_anything_is_made(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    arguments = ("--data", "digits", "--tensorboard", "--cache", cache, "--out", tmp_path / "run", "--quiet")
+    code, _, errors = invoke("train", *arguments)
+    assert code == 2
+    assert "pip install 'trainpool[tensorboard]'" in errors
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_experiment_of_the_wrong_kind_is_named(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "mine.py").write_text("experiment = 5\n")
     code, _, errors = invoke("train", f"{tmp_path / 'mine.py'}:experiment", "--cache", cache)
     assert code == 2
     assert "has no trainpool.Experiment named 'experiment'" in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("experiment = 5\n", "", "mine.py needs the name of the experiment in it: "),
+        ("import trainpool\nexperiment = (\n", ":experiment", "mine.py, line 2: '(' was never closed"),
+        ("def experiment():\nreturn 5\n", ":experiment", "mine.py, line 2: expected an indented block"),
+    ],
+)
+def test_an_experiment_that_cannot_be_loaded_gets_one_line(text: str, name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    code, _, errors = invoke("train", f"{tmp_path / 'mine.py'}{name}")
+    assert code == 2
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
 
 
 def test_debug_shows_the_traceback(cache: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from trainpool import wire
 from trainpool.data import ArraySource, DatasetSource, Manifest, cut, default_cache, load, prepare, whole
 from trainpool.data import shards as shards_module
+from trainpool.data.shards import peek
 from trainpool.errors import ConfigError, DataError
 
 
@@ -178,6 +179,9 @@ def test_damaged_shards(tmp_path: Path) -> None:
         path.write_bytes(bad)
         with pytest.raises(DataError, match=f"{name}.*truncated or damaged.*: delete the file and run again"):
             load(tmp_path, name)
+    path.write_bytes(data[:-1])
+    with pytest.raises(DataError, match=f"cannot read .*{name}.*: delete the file and run again"):
+        peek(tmp_path, name)
     path.unlink()
     with pytest.raises(DataError, match=f"{name}.safetensors is missing: run again"):
         load(tmp_path, name)

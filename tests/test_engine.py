@@ -37,7 +37,7 @@ class Fake:
     def __init__(self, name: str, job: Job, setup: Setup, inbox: Inbox) -> None:
         size = job.layout.size
         self.slot = SimpleNamespace(vector=np.zeros(size), anchor=np.zeros(size), out=np.zeros(size))
-        self.inbox, self.ready = inbox, False
+        self.inbox, self.ready, self.number = inbox, False, setup.number
         inbox.put((self, Stillborn("no memory") if Fake.says == "stillborn" else Ready("cpu")))
 
     def tell(self, command: Command) -> None:
@@ -121,7 +121,7 @@ def test_what_cannot_be_done_ends_the_run(
 
 def test_a_process_that_cannot_start_ends_the_run(processes: Processes) -> None:
     Fake.says = "stillborn"
-    processes.start()
+    processes.start(0)
     with pytest.raises(RunError, match="a worker could not start: no memory"):
         processes.advance(None, 0.0)
 

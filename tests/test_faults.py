@@ -1,5 +1,6 @@
 """Real processes, really killed."""
 
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,16 +21,20 @@ from PIL import Image
 from torch import nn
 
 import trainpool as tp
-from conftest import small_data
+from conftest import in_process, small_data
 from trainpool import drive, training
-from trainpool.config import Config
+from trainpool.config import Config, read_config
 from trainpool.coordinator import Coordinator
-from trainpool.events import Send
+from trainpool.events import Restarted, Returned, Send
+from trainpool.experiment import load_experiment
 from trainpool.journal import Journal, replay
 from trainpool.kernels.torch import layout_of, vector_of
 from trainpool.pace import Pace
+from trainpool.pools.protocol import Arrival, Message
+from trainpool.record import append, read_metrics
 from trainpool.strategies import Plan
-from trainpool.testing import check_ledger
+from trainpool.testing import Fault, InProcessPool, check_ledger
+from trainpool.vector import Vector
 
 EXPERIMENT = """
 import numpy as np, torch, trainpool as tp
@@ -108,6 +114,23 @@ def test_a_worker_that_hangs_is_replaced(
     result = tp.train(experiment, strategy=method, pool=pool, epochs=6, out=tmp_path / "run", cache=cache, quiet=True)
     assert result.summary["finished"]
     assert pool.started == 2
+
+
+def test_a_killed_evaluator_is_replaced(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
+    class Blinding(tp.LocalPool):
+        """Kills the process that evaluates models in its first evaluation."""
+
+        def evaluate(self, vector: Vector) -> bool:
+            begun = super().evaluate(vector)
+            if begun and self.evaluators_lost == 0 and not self.longest:
+                assert self.evaluator is not None
+                self.evaluator.child.kill()
+            return begun
+
+    pool = Blinding(1, threads=1)
+    result = tp.train(experiment, pool=pool, epochs=2, evaluate_every=0, out=tmp_path / "run", cache=cache, quiet=True)
+    assert result.summary["finished"]
+    assert result.summary["test_accuracy"] is not None
 
 
 def test_a_program_that_always_kills_its_worker_ends_the_run(cache: Path, tmp_path: Path) -> None:
@@ -256,6 +279,56 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
         tp.resume(home)
 
 
+def test_ctrl_c_waits_for_the_tasks_that_were_sent_alone(
+    experiment: tp.Experiment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "run"
+    pool = in_process(experiment, cache, speeds=[1.0, 0.1])
+    polled, polls = pool.poll, 0
+
+    def poll(timeout: float) -> list[Message]:
+        """Ctrl+C just before the slower worker completes the round: the idle one is then leased a task of the next."""
+        nonlocal polls
+        polls += 1
+        assert polls < 100, "the run waits for a task that was never sent"
+        messages = polled(timeout)
+        for message in messages:
+            if isinstance(message, Arrival) and isinstance(message.event, Returned) and message.event.worker == "w1":
+                signal.raise_signal(signal.SIGINT)
+        return messages
+
+    monkeypatch.setattr(pool, "poll", poll)
+    method = tp.ParallelSGD(rounds=2)
+    with pytest.raises(KeyboardInterrupt):
+        tp.train(experiment, strategy=method, pool=pool, epochs=2, shards=2, out=home, cache=cache, quiet=True)
+    assert json.loads((home / "summary.json").read_text())["updates"] == 2
+    assert tp.resume(home, pool=in_process(experiment, cache), quiet=True).summary["finished"]
+
+
+def test_ctrl_c_in_the_last_evaluation_leaves_it_to_resume(
+    experiment: tp.Experiment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, pool = tmp_path / "run", in_process(experiment, cache)
+    monkeypatch.setattr(pool, "evaluate", lambda vector: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        tp.train(experiment, pool=pool, epochs=2, evaluate_every=0, out=home, cache=cache, quiet=True)
+    stopped = json.loads((home / "summary.json").read_text())
+    assert not stopped["finished"]
+    result = tp.resume(home, pool=in_process(experiment, cache), quiet=True)
+    assert result.summary["finished"]
+    assert result.summary["test_accuracy"] is not None
+    assert result.summary["samples"] == stopped["samples"]
+
+
+def test_a_run_goes_on_elsewhere(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
+    training.begin(experiment, pool=tp.LocalPool(1), epochs=1, out=tmp_path / "run", cache=cache)
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"device": "auto"', '"device": "cuda:99"'))  # a GPU that is no more
+    with pytest.raises(tp.ConfigError, match="no device 'cuda:99'"):
+        tp.resume(tmp_path / "run", quiet=True)
+    assert tp.resume(tmp_path / "run", device="cpu", quiet=True).summary["finished"]
+
+
 def test_a_run_that_is_going_on_cannot_be_resumed(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
     training.begin(experiment, pool=tp.LocalPool(1), out=tmp_path / "run", cache=cache)
     journal = Journal(tmp_path / "run")
@@ -291,11 +364,102 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(
     assert tp.resume(tmp_path / "run", quiet=True).summary["finished"]
 
 
+@pytest.mark.parametrize("victim", ["metrics.json", "rejected.json", "summary.json", "curve.png", "model.safetensors"])
+def test_whatever_file_the_disk_has_no_room_for_the_run_goes_on_later(
+    victim: str, experiment: tp.Experiment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "run"
+
+    def pool(fault: Fault | None = None) -> InProcessPool:
+        return in_process(experiment, cache, fault={3: fault}.get)
+
+    begun = training.begin(experiment, strategy=tp.Downpour(steps=5), pool=pool("nan"), epochs=2, out=home, cache=cache)
+    opened = io.open
+
+    def full(file: Any, *arguments: Any, **options: Any) -> Any:
+        if victim in str(file):
+            raise OSError(28, "No space left on device", str(file))
+        return opened(file, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", full)
+        patch.setattr("builtins.open", full)
+        with pytest.raises(tp.RunError, match=r"run: No space left on device; nothing accepted is lost: make room"):
+            training.carry_on(begun, quiet=True)
+    result = tp.resume(home, pool=pool(), quiet=True)
+    assert result.summary["finished"]
+    assert result.summary["test_accuracy"] is not None
+    assert (home / "curve.png").exists()
+
+
+def test_a_disk_too_full_for_the_journal_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(journal: Journal) -> None:
+        while True:
+            journal.append(Restarted(), 0.0)
+
+    journal = Journal(tmp_path)
+    journal.database.execute("pragma max_page_count = 8")  # SQLite finds room for so many
+    with pytest.raises(tp.RunError, match="database or disk is full; make room, or choose another folder"):
+        fill(journal)
+    journal.close()
+    again = Journal(tmp_path)
+    assert again.number == journal.number - 1 > 0
+    again.close()
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr("trainpool.journal.SCHEMA", "pragma max_page_count = 1; create table more (n integer)")
+    with pytest.raises(tp.RunError, match="is full; nothing accepted is lost: make room, then `trainpool resume"):
+        Journal(tmp_path)
+
+
+def test_a_line_that_a_power_cut_tore_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append(path, {"samples": 1})
+    with path.open("ab") as file:
+        file.write(b'{"samples": 2, "x\xff\x00')
+    append(path, {"samples": 3})
+    append(path, {"samples": 4})
+    assert [record["samples"] for record in read_metrics(tmp_path)] == [1, 3, 4]
+
+
 def test_a_damaged_journal_is_said_in_one_line(experiment: tp.Experiment, cache: Path, tmp_path: Path) -> None:
     training.begin(experiment, pool=tp.LocalPool(1), out=tmp_path / "run", cache=cache)
     (tmp_path / "run" / "journal.sqlite").write_bytes(b"nonsense" * 1000)
     with pytest.raises(tp.RunError, match="damaged"):
         tp.resume(tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("way", ["python", "file"])
+@pytest.mark.parametrize("victim", ["net.py", "__init__.py", "numbers.py", "mine.py"])
+def test_code_that_changed(way: str, victim: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mine.py` has the experiment, which is of a package beside it, in which one module imports another."""
+    package = f"author_{way}_{victim.removesuffix('.py').strip('_')}"
+    folder, own = tmp_path / package, tmp_path / f"{package}_mine.py"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "numbers.py").write_text("GAIN = 2.0")
+    (folder / "unused.py").touch()
+    (folder / "net.py").write_text(
+        "from torch import nn\nfrom .numbers import GAIN\n"
+        "class Net(nn.Linear):\n    def forward(self, x):\n        return GAIN * super().forward(x)"
+    )
+    own.write_text(
+        f"import numpy as np, trainpool as tp\nfrom {package}.net import Net\n"
+        "experiment = tp.Experiment(Net(3, 2), (np.eye(3, dtype=np.float32), np.arange(3) % 2))"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    what, home = load_experiment(f"{own}:experiment"), tmp_path / "run"
+    source = f"{own}:experiment" if way == "file" else ""
+    begun = training.begin(what, pool=tp.LocalPool(1), out=home, cache=cache, source=source)
+    files = {folder / "__init__.py", folder / "net.py", folder / "numbers.py", *([own] if source else [])}
+    assert set(begun.config.code) == set(map(str, files))
+    changed = own if victim == "mine.py" else folder / victim
+    before = changed.read_text()
+    changed.write_text(before + "\n# changed")
+    if changed in files:
+        with pytest.raises(tp.RunError, match=f"{changed.name} has changed since the run began: restore it"):
+            tp.resume(home, quiet=True)
+        changed.write_text(before)
+    assert read_config(home) == begun.config
 
 
 def test_data_that_changed_or_left_the_cache(experiment: tp.Experiment, tmp_path: Path) -> None:

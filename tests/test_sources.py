@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import trainpool as tp
 from trainpool.data import ArraySource, DatasetSource, ImageFolderSource, as_source, cut, load, prepare
 from trainpool.errors import DataError
 
@@ -171,6 +172,23 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     folder_of(tmp_path, ("train/cat/0.png", Image.new("L", (2, 2))))
     with pytest.raises(DataError, match=r"train holds no images \(bmp, gif, .*\); images must lie in .*class/name.png"):
         ImageFolderSource(tmp_path)
+
+
+def test_a_test_folder_is_numbered_as_the_training_folder(tmp_path: Path) -> None:
+    image = Image.new("L", (2, 2))
+    train = folder_of(tmp_path / "train", *((f"{name}/0.png", image) for name in ("cat", "dog", "fish")))
+    test = folder_of(tmp_path / "test", *((f"{name}/0.png", image) for name in ("cat", "fish")))
+    network = torch.nn.Linear(4, 3)
+    source = tp.Experiment(network, train, test).sources()[1]
+    assert isinstance(source, ImageFolderSource)
+    assert (source.labels().tolist(), source.classes) == ([0, 2], 3)
+    assert source.fingerprint != ImageFolderSource(test).fingerprint  # the cache keeps them apart
+    given = tp.Experiment(network, ImageFolderSource(train), ImageFolderSource(test)).sources()[1]
+    assert given is not None
+    assert given.fingerprint == source.fingerprint
+    folder_of(test, ("ox/0.png", image))
+    with pytest.raises(DataError, match=r"test: the training data have no class 'ox', but cat, dog, fish: rename or"):
+        tp.Experiment(network, train, test).sources()
 
 
 def test_as_source() -> None:

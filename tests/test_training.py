@@ -11,7 +11,7 @@ from torch import nn
 
 import trainpool as tp
 from conftest import small_data
-from trainpool import strategies
+from trainpool import strategies, training
 from trainpool.coordinator import Coordinator
 from trainpool.journal import replay
 from trainpool.kernels.torch import layout_of, vector_of
@@ -129,6 +129,9 @@ def test_tensorboard_files(experiment: tp.Experiment, cache: Path, tmp_path: Pat
         ({"loss": "cross-entrop"}, "did you mean 'cross-entropy'"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 8)).half()}, "must be float32"),
         ({"train": 5}, "no data set"),
+        ({"test": (small_data(1)[0], np.array([8]))}, "labels of the test data run up to 8, but the model has 8 "),
+        ({"test": (np.ones((4, 1, 9, 9)), np.arange(4))}, r"shape \(2, 1, 9, 9\) of the test data did not pass"),
+        ({"test": (small_data(4)[0], np.ones((4, 2)))}, "of the test data did not pass"),
     ],
 )
 def test_what_does_not_fit_is_said_at_once(change: dict, message: str, cache: Path) -> None:
@@ -136,6 +139,15 @@ def test_what_does_not_fit_is_said_at_once(change: dict, message: str, cache: Pa
     with pytest.raises(tp.TrainpoolError, match=message) as caught:
         tp.train(tp.Experiment(**{**arguments, **change}), cache=cache, quiet=True)
     assert "\n" not in str(caught.value)
+
+
+def test_test_data_need_only_pass_an_evaluation(cache: Path, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8))
+    larger = np.zeros((1, 1, 12, 12), np.uint8), np.array([7])  # of one sample BatchNorm cannot take the variance
+    experiment = tp.Experiment(net, small_data(64), larger)
+    training.begin(experiment, pool=tp.LocalPool(1), out=tmp_path / "a", cache=cache)
+    with pytest.raises(tp.DataError, match=r"test data are uint8 \(1, 12, 12\) and the training data uint8 \(1, 8"):
+        training.begin(experiment, pool=tp.LocalPool(1), out=tmp_path / "b", cache=cache, kernel="onnx")
 
 
 def test_a_loss_that_is_nan_stops_the_run_with_its_reason(cache: Path, tmp_path: Path) -> None:

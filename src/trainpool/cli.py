@@ -115,6 +115,7 @@ def train(
 def resume(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     workers: Annotated[int, typer.Option(help="Worker processes now; 0 is as many as before.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1; by default as before.")] = "",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -124,7 +125,7 @@ def resume(
         options.needs_torch()
         from trainpool import training
 
-        outcome(lambda: training.resume(run, workers=workers, quiet=quiet).summary, run, as_json)
+        outcome(lambda: training.resume(run, workers=workers, device=device, quiet=quiet).summary, run, as_json)
 
 
 app.command(epilog="Example: trainpool lower --data fashion-mnist --model cnn --out program")(lower)

@@ -61,6 +61,8 @@ EXTRA = ("matplotlib", "PIL", "torch", "onnx", "cloudpickle", "sklearn")
 @contextmanager
 def polite(debug: bool) -> Iterator[None]:
     """Errors as one line and exit code 2; Ctrl+C as exit code 130."""
+    import sqlite3
+
     from trainpool.errors import TrainpoolError
 
     try:
@@ -74,6 +76,11 @@ def polite(debug: bool) -> Iterator[None]:
         if debug or error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
         typer.secho(f"trainpool: this needs {error.name}: pip install 'trainpool[torch]'", fg="red", err=True)
+        raise typer.Exit(2) from error
+    except (OSError, sqlite3.Error) as error:
+        if debug or isinstance(error, BrokenPipeError):  # whoever read the output has had enough
+            raise
+        typer.secho(f"trainpool: {error} (--debug shows where)", fg="red", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

@@ -1,7 +1,14 @@
 """What a run is, as its folder keeps it, and whether it can go on: its code, its data and its settings are the same."""
 
+import ast
 import hashlib
+import importlib.util
+import pickletools
+import sys
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import msgspec
@@ -13,7 +20,7 @@ from trainpool.experiment import load_experiment
 from trainpool.messages import Recipe
 from trainpool.strategies import AnyStrategy
 
-__all__ = ["Config", "check_data", "read_config", "same_strategy", "source_digest"]
+__all__ = ["Config", "check_data", "code_of", "read_config", "same_strategy", "source_digest"]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -44,8 +51,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Whether it ran on simulated time: it then cannot be continued."""
     source: str = ""
     """The experiment's `file.py:name`, where it came from one."""
-    source_hash: str = ""
-    """The SHA-256 of that file when the run began."""
+    code: dict[str, str] = {}
+    """The author's own files that the program depends on, with their SHA-256 when the run began."""
     data: str = ""
     """The name of the data set, or the folder of images, where the data are of these kinds."""
     fingerprint: str | None = None
@@ -56,7 +63,7 @@ def read_config(home: Path) -> Config:
     """The run in a folder that is to go on.
 
     Raises:
-        RunError: there is none, it is finished, it ran on simulated time, or the author's file has changed.
+        RunError: there is none, it is finished, it ran on simulated time, or the author's code has changed.
     """
     path = home / "config.json"
     if not path.exists():
@@ -69,8 +76,9 @@ def read_config(home: Path) -> Config:
         raise RunError(f"{home} is finished; its model is {home / 'model.safetensors'}")
     if config.virtual:
         raise RunError(f"{home} ran on simulated time, which cannot be continued: remove it and simulate anew")
-    if config.source_hash and source_digest(config.source) != config.source_hash:
-        raise RunError(f"{config.source} has changed since the run began: restore it, or start a new run")
+    for file, digest in config.code.items():
+        if file_digest(Path(file)) != digest:
+            raise RunError(f"{file} has changed since the run began: restore it, or start a new run")
     return config
 
 
@@ -118,5 +126,57 @@ def check_data(config: Config) -> None:
 
 def source_digest(source: str) -> str:
     """The SHA-256 of an experiment's file; empty where it came from no file."""
-    path = Path(source.rpartition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest() if source and path.is_file() else ""
+    return file_digest(Path(source.rpartition(":")[0]))
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def code_of(program: bytes, source: str, strategy: AnyStrategy) -> dict[str, str]:
+    """The author's own files that a run depends on, with their SHA-256.
+
+    They are the experiment's file, the modules that the pickled program refers to (their names are among its strings;
+    nothing is executed), the strategy's, and what all of these import. What stands in a notebook, or in the script that
+    runs, is in the pickle itself.
+    """
+    names = {value for _, value, _ in pickletools.genops(program) if isinstance(value, str)} - {"__main__"}
+    waiting = [*(names & sys.modules.keys()), type(strategy).__module__]
+    code: dict[str, str] = {}
+    if source:
+        file = Path(source.rpartition(":")[0])
+        code[str(file)] = file_digest(file)
+        waiting += imported(file, "")
+    seen = {"__main__"}
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        if name in seen or module is None:
+            continue
+        seen.add(name)
+        waiting.append(name.rpartition(".")[0])  # a package's own file runs before its modules
+        own = own_file(module)
+        if own is not None:
+            code[str(own)] = file_digest(own)
+            waiting += imported(own, module.__package__ or "")
+    return code
+
+
+def own_file(module: ModuleType) -> Path | None:
+    """The file of a module of the author's: not this package's, not the standard library's, nor an installed one's."""
+    file = Path(getattr(module, "__file__", None) or "").resolve()
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    standard = Path(sysconfig.get_path("stdlib")).resolve()
+    ours = module.__name__.partition(".")[0] == __name__.partition(".")[0]
+    return None if ours or installed or standard in file.parents or not file.is_file() else file
+
+
+def imported(file: Path, package: str) -> Iterator[str]:
+    """Names among which are those of the modules that a Python file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_bytes())) if file.suffix == ".py" else ():
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))

@@ -70,6 +70,8 @@ class Drive:
     """Seconds that the run took before this process."""
     interrupted: bool = False
     """Set (by a signal handler) to let running tasks end, save and return."""
+    unsent: set[int] = field(default_factory=set)
+    """Tasks that were leased after that: nobody does them."""
     finished: bool = False
     stopped: str = ""
     origin: float | None = None
@@ -121,8 +123,8 @@ class Drive:
                     self.observer.refresh(self)
                 if self.interrupted:
                     drained = drained or clock
-                    leases = self.coordinator.memory.leases
-                    if not leases or self.pool.virtual or clock - drained > DRAIN_SECONDS:
+                    done = self.coordinator.memory.leases.keys() <= self.unsent
+                    if done or self.pool.virtual or clock - drained > DRAIN_SECONDS:
                         break
             self.ended = self.now()
             self.snapshot()
@@ -157,7 +159,9 @@ class Drive:
         """One command of the coordinator."""
         match command:
             case Send():
-                if not self.interrupted:
+                if self.interrupted:
+                    self.unsent.add(command.task.id)
+                else:
                     self.pool.send(command)
             case Accepted():
                 self.observer.accepted(self, command)
@@ -189,7 +193,7 @@ class Drive:
             self.mark = coordinator.samples + self.evaluate_every
 
     def evaluate_last(self) -> None:
-        """Evaluate the finished model, and wait for it."""
+        """Evaluate the finished model, and wait for it. A run that is interrupted here is not finished yet."""
         while self.measured_at != self.coordinator.samples and not self.interrupted:
             if not self.evaluating or self.evaluating[-1].samples != self.coordinator.samples:
                 self.evaluate()
@@ -197,6 +201,7 @@ class Drive:
                 if isinstance(message, Evaluated):
                     self.measured(message)
             self.observer.refresh(self)
+        self.finished = self.measured_at == self.coordinator.samples
 
     def measured(self, evaluated: Evaluated) -> None:
         """Pass on an evaluation."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainpool import models
-from trainpool.data import Source, as_source, named
+from trainpool.data import ImageFolderSource, Source, as_source, named
 from trainpool.errors import ConfigError, DataError, ModelError
 from trainpool.kernels.losses import resolve
 from trainpool.kernels.torch import layout_of, scale
@@ -60,17 +60,22 @@ class Experiment:
         """Training and test data.
 
         Raises:
-            DataError: neither is of a kind that is accepted.
+            DataError: one is of no kind that is accepted, or a test folder has a class that the training folder lacks.
         """
         train = as_source(self.train, name=f"{self.name}, training data")
-        return train, None if self.test is None else as_source(self.test, name=f"{self.name}, test data")
+        test = None if self.test is None else as_source(self.test, name=f"{self.name}, test data")
+        if isinstance(train, ImageFolderSource) and isinstance(test, ImageFolderSource):
+            test = ImageFolderSource(test.path, train.class_names)
+        return train, test
 
     def loss_function(self) -> Callable[[Any, Tensor], Tensor]:
         """The loss as a function."""
         return resolve(self.loss)
 
-    def check(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], classes: int) -> None:
-        """Run two samples forward and backward, so that what does not fit together is said before anything starts.
+    def check(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], classes: int, *, test: bool = False) -> None:
+        """Run two samples through the model and the loss, so that what does not fit is said before anything starts.
+
+        `test` says that they are test data: the model is then evaluated.
 
         Raises:
             ModelError: there is nothing to train, or model, loss, preprocessing and data do not fit together.
@@ -78,9 +83,9 @@ class Experiment:
         """
         layout_of(self.model)
         state = {name: value.clone() for name, value in self.model.state_dict().items()}
-        training = self.model.training
+        training, which = self.model.training, " of the test data" if test else ""
         try:
-            self.model.train()
+            self.model.train(not test)
             with torch.random.fork_rng(devices=[]):
                 prepared = (self.preprocess or scale)(torch.from_numpy(np.array(x[:2])))
                 if isinstance(prepared, Tensor) and prepared.is_floating_point():
@@ -88,20 +93,20 @@ class Experiment:
                 output = self.model(prepared)
                 if classes and isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] < classes:
                     raise DataError(
-                        f"labels run up to {classes - 1}, but the model has {output.shape[1]} outputs: "
+                        f"labels{which} run up to {classes - 1}, but the model has {output.shape[1]} outputs: "
                         f"give it {classes}, or correct the labels"
                     )
                 loss = self.loss_function()(output, torch.from_numpy(np.array(y[:2])))
             if not isinstance(loss, Tensor) or loss.dim() != 0:
                 raise ModelError("the loss function must return one number, the mean over the batch, as a tensor")
-            if not loss.requires_grad:
+            if not loss.requires_grad and not test:
                 raise ModelError("the loss does not depend on the model's parameters: nothing can be trained")
         except (DataError, ModelError):
             raise
         except Exception as error:
             text = " ".join(str(error).split())
             raise ModelError(
-                f"a batch of shape {tuple(x[:2].shape)} did not pass through preprocessing, model and loss: "
+                f"a batch of shape {tuple(x[:2].shape)}{which} did not pass through preprocessing, model and loss: "
                 f"{type(error).__name__}: {text}"
             ) from error
         finally:
@@ -148,17 +153,22 @@ def load_experiment(place: str) -> Experiment:
     """The `Experiment` at `file.py:name`: an object, or a function without arguments that makes one.
 
     Raises:
-        ConfigError: the file or the name is not there, or is something else.
+        ConfigError: the file or the name is not there, or is something else, or the file is no Python.
     """
     path, _, name = place.rpartition(":")
     file = Path(path)
+    if Path(place).is_file():
+        raise ConfigError(f"{place} needs the name of the experiment in it: {place}:name")
     if not path or not file.is_file():
         raise ConfigError(f"no file {path or place!r}; an experiment is given as file.py:name")
     importable(file)
-    if file.stem.isidentifier() and file.stem not in sys.modules:
-        found = getattr(importlib.import_module(file.stem), name, None)
-    else:
-        found = runpy.run_path(str(file)).get(name)
+    try:
+        if file.stem.isidentifier() and file.stem not in sys.modules:
+            found = getattr(importlib.import_module(file.stem), name, None)
+        else:
+            found = runpy.run_path(str(file)).get(name)
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     if callable(found) and not isinstance(found, Experiment):
         found = found()
     if not isinstance(found, Experiment):

@@ -9,6 +9,7 @@ written together with the next update: until then no result depends on them. A s
 superfluous; they are deleted, unless the journal keeps everything for replay.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,13 +39,14 @@ class Journal:
         """Open the journal in `folder`, or begin one; `keep` keeps what a snapshot makes superfluous.
 
         Raises:
-            RunError: another process has it open, or it is damaged.
+            RunError: another process has it open, it is damaged, or the disk is full or fails.
         """
         self.folder, self.keep = folder, keep
         self.waiting: list[tuple[int, float, bytes]] = []
-        for name in ("blobs", "snapshots"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        self.database = sqlite3.connect(folder / "journal.sqlite", isolation_level=None, timeout=0.2)
+        with disk(folder):
+            for name in ("blobs", "snapshots"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            self.database = sqlite3.connect(folder / "journal.sqlite", isolation_level=None, timeout=0.2)
         try:
             # One writer alone: the lock is the operating system's, so it ends with the process, however that ends.
             self.database.execute("pragma locking_mode = exclusive")
@@ -52,11 +54,12 @@ class Journal:
             self.database.execute("pragma synchronous = full")
             self.database.executescript(SCHEMA)
             row = self.database.execute("select max(number) from events").fetchone()
-        except sqlite3.OperationalError as error:
-            self.database.close()
-            raise RunError(f"{folder} is in use by another process ({error}); wait for it or stop it") from error
         except sqlite3.DatabaseError as error:
             self.database.close()
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:  # the rest of the number says how it came to that
+                raise RunError(f"{folder} is in use by another process ({error}); wait for it or stop it") from error
+            if isinstance(error, sqlite3.OperationalError):
+                raise unwritable(folder, error) from error
             raise RunError(f"{folder / 'journal.sqlite'} is damaged: {error}") from error
         self.number = row[0] or 0
 
@@ -89,7 +92,8 @@ class Journal:
                 self.database.executemany("insert into events values (?, ?, ?)", self.waiting)
                 self.database.execute("commit")
             except sqlite3.Error:
-                self.database.execute("rollback")
+                if self.database.in_transaction:  # SQLite itself rolls back where the disk is full
+                    self.database.execute("rollback")
                 raise
         self.waiting.clear()
 
@@ -101,10 +105,11 @@ class Journal:
             wire.write(self.image(self.number), wire.encode(tree, tensors))
             self.database.execute("insert or ignore into snapshots values (?)", (self.number,))
         if not self.keep:
-            for path in [*(self.folder / "blobs").iterdir(), *(self.folder / "snapshots").iterdir()]:
-                if path != self.image(self.number):
-                    path.unlink()
-            self.database.execute("delete from snapshots where number < ?", (self.number,))
+            with disk(self.folder):
+                for path in [*(self.folder / "blobs").iterdir(), *(self.folder / "snapshots").iterdir()]:
+                    if path != self.image(self.number):
+                        path.unlink()
+                self.database.execute("delete from snapshots where number < ?", (self.number,))
 
     def recover(self, coordinator: Coordinator, *, from_start: bool = False) -> float:
         """Bring a new coordinator to where the journal ends; returns the time of the last event.
@@ -165,10 +170,15 @@ class disk:  # noqa: N801
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError | sqlite3.Error):
-            raise RunError(
-                f"cannot write to {self.folder}: {getattr(error, 'strerror', None) or error}; nothing accepted "
-                f"is lost: make room, then `trainpool resume {self.folder}`"
-            ) from error
+            raise unwritable(self.folder, error) from error
+
+
+def unwritable(folder: Path, error: OSError | sqlite3.Error) -> RunError:
+    """The error of a disk that is full or fails."""
+    said = f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}"
+    if not os.access(folder / "config.json", os.F_OK):  # no run yet
+        return RunError(f"{said}; make room, or choose another folder")
+    return RunError(f"{said}; nothing accepted is lost: make room, then `trainpool resume {folder}`")
 
 
 def replay(folder: Path, coordinator: Coordinator) -> Coordinator:

@@ -1,16 +1,21 @@
 """What a run leaves in its folder: metrics as it goes; a summary, the model and a plot at the end."""
 
+import importlib.util
 import json
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 from trainpool import wire
 from trainpool.drive import Drive, Moment
+from trainpool.errors import ConfigError
 from trainpool.events import Accepted, Rejected
+from trainpool.journal import disk
 from trainpool.kernels.protocol import Evaluation
 
-__all__ = ["Record", "Recorder", "Summary", "read_metrics"]
+__all__ = ["Record", "Recorder", "Summary", "append", "check_tensorboard", "read_metrics"]
 
 
 class Record(TypedDict):
@@ -58,7 +63,7 @@ def read_metrics(folder: Path) -> list[Record]:
     """The records of a run's folder; a line that a crash cut short is left out."""
     path = folder / "metrics.jsonl"
     records: list[Record] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -66,23 +71,50 @@ def read_metrics(folder: Path) -> list[Record]:
     return records
 
 
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a file. What a crash left of a line there stays a line of its own.
+
+    Raises:
+        RunError: the disk is full or fails.
+    """
+    with disk(path.parent), path.open("ab+") as file:
+        torn = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read() != b"\n"
+        file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
+
+
+def check_tensorboard() -> None:
+    """See that TensorBoard files can be written.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("TensorBoard files need a package of their own: pip install 'trainpool[tensorboard]'")
+
+
 class Recorder:
     """Writes a run's folder."""
 
     def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
-        """Continue what the folder has."""
+        """Continue what the folder has. Every method raises RunError where the disk is full or fails."""
         self.folder = folder
         self.history = read_metrics(folder)
         self.board: Any = None
         if tensorboard:
+            check_tensorboard()
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            with disk(folder):
+                self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def accepted(self, drive: Drive, command: Accepted) -> None:
         """Training loss, for TensorBoard."""
         if self.board is not None and math.isfinite(command.report.loss):
-            self.board.add_scalar("loss/train", command.report.loss, drive.coordinator.samples)
+            with disk(self.folder):
+                self.board.add_scalar("loss/train", command.report.loss, drive.coordinator.samples)
 
     def rejected(self, drive: Drive, command: Rejected) -> None:
         """Every rejection with its reason: a line of `rejected.jsonl`."""
@@ -92,8 +124,7 @@ class Recorder:
             "task": command.task,
             "reason": command.reason,
         }
-        with (self.folder / "rejected.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.folder / "rejected.jsonl", line)
 
     def evaluated(self, drive: Drive, result: Evaluation, moment: Moment) -> None:
         """One more record."""
@@ -113,14 +144,14 @@ class Recorder:
             strategy=moment.report,
         )
         self.history.append(record)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append(self.folder / "metrics.jsonl", record)
         if self.board is not None:
-            self.board.add_scalar("loss/test", result.loss, samples)
-            if result.accuracy is not None:
-                self.board.add_scalar("accuracy/test", result.accuracy, samples)
-            for name, value in record["strategy"].items():
-                self.board.add_scalar(f"strategy/{name}", value, samples)
+            with disk(self.folder):
+                self.board.add_scalar("loss/test", result.loss, samples)
+                if result.accuracy is not None:
+                    self.board.add_scalar("accuracy/test", result.accuracy, samples)
+                for name, value in record["strategy"].items():
+                    self.board.add_scalar(f"strategy/{name}", value, samples)
 
     def refresh(self, drive: Drive) -> None:
         """Nothing: the folder has no clock."""
@@ -146,11 +177,12 @@ class Recorder:
             bytes_up=memory.bytes_up,
             workers=drive.pool.workers,
         )
-        wire.write(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-        if self.board is not None:
-            self.board.close()
-        if self.history:
-            from trainpool.plots import curves
+        with disk(self.folder):
+            wire.write(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+            if self.board is not None:
+                self.board.close()
+            if self.history:
+                from trainpool.plots import curves
 
-            curves({strategy: self.history}, self.folder / "curve.png")
+                curves({strategy: self.history}, self.folder / "curve.png")
         return summary

@@ -1,6 +1,7 @@
 """Train an experiment on a pool, or continue a run."""
 
 import copy
+import math
 import signal
 import tempfile
 import threading
@@ -20,13 +21,14 @@ from torch import nn
 
 from trainpool import auto, wire
 from trainpool.auto import AUTO
-from trainpool.config import Config, check_data, read_config, same_strategy, source_digest
+from trainpool.config import Config, check_data, code_of, read_config, same_strategy
 from trainpool.coordinator import Coordinator
 from trainpool.data import ImageFolderSource, default_cache, prepare, whole
 from trainpool.data.shards import load as load_shard
+from trainpool.data.shards import peek
 from trainpool.display import Display
 from trainpool.drive import Drive, Moment, Observer
-from trainpool.errors import ConfigError, RunError
+from trainpool.errors import ConfigError, DataError, RunError
 from trainpool.events import Accepted, Rejected, Restarted
 from trainpool.experiment import Experiment, importable
 from trainpool.journal import Journal, disk
@@ -35,7 +37,7 @@ from trainpool.kernels.torch import dtype_of, layout_of, trained_tensors, vector
 from trainpool.messages import Recipe
 from trainpool.pools.local import LocalPool
 from trainpool.pools.protocol import Job, Pool
-from trainpool.record import Record, Recorder, Summary
+from trainpool.record import Record, Recorder, Summary, check_tensorboard
 from trainpool.strategies import AnyStrategy, Plan, name_of
 from trainpool.vector import Layout, Vector
 
@@ -50,6 +52,8 @@ PROGRAM = "program.pkl"
 """The author's model, loss and preprocessing, in the run's folder."""
 LOWERED = "program"
 """The lowered program's folder, in the run's folder."""
+MOST_EPOCHS = 1e9
+"""Larger numbers of passes are taken for a mistake: numbers of steps would not be exact."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +156,26 @@ def begin(
     if source:
         file, _, name = source.rpartition(":")
         source = f"{Path(file).resolve()}:{name}"
-    if epochs <= 0 or min(evaluate_every, shards, recalibrate) < 0:
-        raise ConfigError(f"epochs ({epochs:g}) must be above 0; evaluate_every, shards and recalibrate not negative")
+    if not (0 < epochs <= MOST_EPOCHS and 0 <= evaluate_every <= MOST_EPOCHS) or min(shards, recalibrate) < 0:
+        raise ConfigError(
+            f"epochs ({epochs:g}) must be above 0, evaluate_every ({evaluate_every:g}), shards and recalibrate not "
+            f"negative, and no number of passes above {MOST_EPOCHS:g}"
+        )
+    for name, value in msgspec.structs.asdict(chosen).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"the recipe: {name} must be a finite number, not {value}")
+    if tensorboard:
+        check_tensorboard()
+    if kernel == "torch" and isinstance(pool, LocalPool):
+        check_device(pool.device)
     home = Path(out)
-    if home.exists() and (
-        not home.is_dir() or any(PROGRAM not in item.name and item.name != LOWERED for item in home.iterdir())
-    ):
-        hint = f"continue it with `trainpool resume {home}`" if (home / "config.json").exists() else "it is not empty"
-        raise RunError(f"{home} exists: {hint}, or choose another folder")
+    with disk(home):
+        if home.exists() and (
+            not home.is_dir() or any(PROGRAM not in item.name and item.name != LOWERED for item in home.iterdir())
+        ):
+            begun = (home / "config.json").exists()
+            hint = f"continue it with `trainpool resume {home}`" if begun else "it is not empty"
+            raise RunError(f"{home} exists: {hint}, or choose another folder")
     train_source, test_source = experiment.sources()
     layout = layout_of(experiment.model)
     if isinstance(method, str):
@@ -172,8 +188,22 @@ def begin(
     test = whole(test_source, cache=place)[0] if test_source is not None else None
     sample = load_shard(shard_folder, manifest.shards[0].id)
     experiment.check(sample["x"], sample["y"], manifest.classes)
+    if test is not None:
+        experiment.check(*peek(shard_folder, test.shards[0].id), test.classes, test=True)
+        if kernel == "onnx" and (test.dtype, test.shape) != (manifest.dtype, manifest.shape):
+            raise DataError(
+                f"a program takes samples of one type and shape, but the test data are {test.dtype} {test.shape} and "
+                f"the training data {manifest.dtype} {manifest.shape}: make them alike, or leave the kernel at torch"
+            )
     plan = Plan.of({shard.id: shard.samples for shard in manifest.shards}, chosen, epochs)
     method.init(vector_of(experiment.model)[: layout.trainable], plan)  # refuses bad settings
+    parts = (
+        copy.deepcopy(experiment.model).cpu(),
+        experiment.loss_function(),
+        experiment.preprocess,
+        experiment.augment,
+    )
+    program = cloudpickle.dumps(parts)
     config = Config(
         name=experiment.name,
         strategy=name_of(method),
@@ -196,7 +226,7 @@ def begin(
         kernel=kernel,
         virtual=pool.virtual,
         source=source,
-        source_hash=source_digest(source),
+        code=code_of(program, source, method),
         data=str(train_source.path.resolve()) if isinstance(train_source, ImageFolderSource) else data,
         fingerprint=train_source.fingerprint,
     )
@@ -205,16 +235,26 @@ def begin(
         home.mkdir(parents=True, exist_ok=True)
         if lowered is not None:
             lowered.save(home / LOWERED)
-        parts = (
-            copy.deepcopy(experiment.model).cpu(),
-            experiment.loss_function(),
-            experiment.preprocess,
-            experiment.augment,
-        )
-        wire.write(home / PROGRAM, cloudpickle.dumps(parts))
+        wire.write(home / PROGRAM, program)
         # Last: with this file there is a run, which `resume` continues from any moment on.
         wire.write(home / "config.json", msgspec.json.format(msgspec.json.encode(config), indent=2))
     return Run(home, config, method, pool, experiment.model)
+
+
+def check_device(name: str) -> None:
+    """See that PyTorch has a device of that name; `auto` always is.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    try:
+        device = torch.device("cpu" if name == "auto" else name)
+        if device.type != "cuda":  # with CUDA this would take some of the GPU's memory, for as long as the run goes on
+            torch.empty(0, device=device)
+        elif (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"no device {name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
 
 
 def lowered_for(experiment: Experiment, recipe: Recipe, pool: Pool, recalibrate: int) -> "Lowered":
@@ -241,6 +281,7 @@ def resume(
     strategy: AnyStrategy | None = None,
     pool: Pool | None = None,
     workers: int = 0,
+    device: str = "",
     quiet: bool = False,
 ) -> Result:
     """Continue a run after Ctrl+C, a crash or a power cut, from the last accepted update.
@@ -250,9 +291,11 @@ def resume(
         strategy: the run's strategy, needed only where it is not one of this package's.
         pool: where workers run now; by default, processes on this machine as before.
         workers: how many such processes; 0 means as many as before.
+        device: where they compute, as `LocalPool` takes it; empty means as before.
         quiet: show nothing.
 
     Raises:
+        ConfigError: there is no such device.
         RunError: there is no run, it is finished, or its code, data or settings have changed.
     """
     home = Path(out)
@@ -266,7 +309,9 @@ def resume(
         model = cloudpickle.loads((home / PROGRAM).read_bytes())[0]
     except (OSError, ImportError, AttributeError) as error:
         raise RunError(f"the run's code cannot be loaded, has it moved? {type(error).__name__}: {error}") from error
-    pool = pool or LocalPool(workers or config.workers, threads=config.threads, device=config.device)
+    pool = pool or LocalPool(workers or config.workers, threads=config.threads, device=device or config.device)
+    if config.kernel == "torch" and isinstance(pool, LocalPool):
+        check_device(pool.device)
     return carry_on(Run(home, config, strategy, pool, model), quiet=quiet)
 
 
@@ -308,8 +353,8 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
             log=home / "workers.log",
         )
         with interruptible(drive):
-            pool.open(job)
             try:
+                pool.open(job)
                 if quiet:
                     drive.run()
                 else:
@@ -329,7 +374,8 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
     vector = drive.vector()
     load_into(model, layout, vector)
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    wire.write(home / "model.safetensors", safetensors.torch.save(state))
+    with disk(home):
+        wire.write(home / "model.safetensors", safetensors.torch.save(state))
     return Result(model, recorder.history, vector, summary, home)
 
 

@@ -139,14 +139,36 @@ class Slot:
     """The shared arrays of one worker."""
 
     def __init__(self, path: Path, layout: Layout, dtype: np.dtype[Any]) -> None:
-        """Map the file; it is made and sized if it is not there."""
+        """Map the file; it is made if it is not there.
+
+        Raises:
+            OSError: there is no room for it.
+        """
         size, trainable = layout.size, layout.trainable
-        mode: Any = "r+" if path.exists() else "w+"
-        memory = np.memmap(path, dtype=dtype, mode=mode, shape=(2 * size + trainable,))
+        if not path.exists():
+            reserve(path, self.room(layout, dtype))
+        memory = np.memmap(path, dtype=dtype, mode="r+", shape=(2 * size + trainable,))
         whole: Vector = np.asarray(memory)
         self.vector = whole[:size]
         self.anchor = whole[size : size + trainable]
         self.out = whole[size + trainable :]
+
+    @staticmethod
+    def room(layout: Layout, dtype: np.dtype[Any]) -> int:
+        """Bytes of the file."""
+        return (2 * layout.size + layout.trainable) * dtype.itemsize
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file of zeros for which there is room: where room ran out later, whoever writes there would be killed."""
+    try:
+        with path.open("xb") as file:
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 class Worker:

@@ -26,12 +26,14 @@ class ImageFolderSource:
     All images must have one size. They are grey (C = 1) if all files are, otherwise RGB (C = 3); transparency is
     dropped, and of an animation the first frame is taken.
 
+    Test data are numbered by the training data's `class_names`, since they may lack a class.
+
     Raises:
-        DataError: the folder is missing or has no classes or an empty one; (from `gather`) a file is unreadable, or
-            sizes differ.
+        DataError: the folder is missing, or has no classes, an empty one or one that is not among `class_names`; (from
+            `gather`) a file is unreadable, or sizes differ.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, class_names: tuple[str, ...] = ()) -> None:
         self.path = Path(path)
         self.name = str(path)
         if not self.path.is_dir():
@@ -39,23 +41,29 @@ class ImageFolderSource:
         folders = sorted(f for f in self.path.iterdir() if f.is_dir() and not f.name.startswith("."))
         if not folders:
             raise DataError(f"{path} has no class folders; images must lie in it as class/name.png")
-        self.class_names = tuple(folder.name for folder in folders)
-        self.classes = len(folders)
+        self.class_names = class_names or tuple(folder.name for folder in folders)
+        self.classes = len(self.class_names)
+        unknown = sorted({folder.name for folder in folders} - set(self.class_names))
+        if unknown:
+            raise DataError(
+                f"{path}: the training data have no class {unknown[0]!r}, but {', '.join(self.class_names)}: "
+                f"rename or remove the folder"
+            )
         self.files: list[Path] = []
         targets: list[int] = []
-        for label, folder in enumerate(folders):
+        for folder in folders:
             found = sorted(f for f in folder.iterdir() if f.suffix.lower() in ENDINGS and not f.name.startswith("."))
             if not found:
                 kinds = ", ".join(sorted(ending[1:] for ending in ENDINGS))
                 raise DataError(f"{folder} holds no images ({kinds}); images must lie in {path} as class/name.png")
             self.files += found
-            targets += [label] * len(found)
+            targets += [self.class_names.index(folder.name)] * len(found)
         self.targets = np.array(targets, np.int64)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 of relative paths, sizes and times of change: no image is opened."""
-        digest = hashlib.sha256()
+        """A SHA-256 of class names, relative paths, sizes and times of change: no image is opened."""
+        digest = hashlib.sha256("\0".join(self.class_names).encode())
         for file in self.files:
             state = file.stat()
             digest.update(f"{file.relative_to(self.path).as_posix()}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())

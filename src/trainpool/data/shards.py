@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import safetensors
 from numpy.typing import NDArray
 
 from trainpool import rng, wire
@@ -15,7 +16,7 @@ from trainpool.data.sources import Source
 from trainpool.errors import ConfigError, DataError, MessageError
 from trainpool.messages import ShardId
 
-__all__ = ["Manifest", "Progress", "Shard", "cut", "load", "path_of"]
+__all__ = ["Manifest", "Progress", "Shard", "cut", "load", "path_of", "peek"]
 
 Indices = NDArray[np.int64]
 Progress = Callable[[int, int], None]
@@ -252,3 +253,19 @@ def load(folder: Path, shard: ShardId) -> dict[str, NDArray[Any]]:
     if set(arrays) != {"x", "y"} or lengths[0] != lengths[1] or lengths[0] == 0:
         raise DataError(f"{path} is not a shard, which has tensors x and y of one length: {remedy}")
     return arrays
+
+
+def peek(folder: Path, shard: ShardId, samples: int = 2) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The first `x` and `y` of a shard, without reading the rest.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    path = path_of(folder, shard)
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            parts = [file.get_slice(name) for name in "xy"]
+            x, y = (part[: min(samples, part.get_shape()[0])] for part in parts)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"cannot read {path}: {error}: delete the file and run again") from error
+    return x, y

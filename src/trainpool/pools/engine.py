@@ -9,12 +9,10 @@ import itertools
 import math
 import queue
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -24,7 +22,7 @@ from trainpool.errors import RunError
 from trainpool.events import Send
 from trainpool.kernels.protocol import Arrays, Kernel, KernelError
 from trainpool.messages import Report, ShardId, Task
-from trainpool.pools.local import STILLBIRTHS, Process, last_words, recalibrated
+from trainpool.pools.local import STILLBIRTHS, Process, last_words, recalibrated, shared_folder
 from trainpool.pools.protocol import Evaluated, Job
 from trainpool.vector import Vector, chunks
 from trainpool.worker import Answer, Broken, Done, Evaluate, Measured, Ready, Run, Setup, Stillborn
@@ -103,20 +101,18 @@ class Processes:
     def __init__(self, job: Job, count: int, device: str = "auto") -> None:
         """Start `count` processes, on PyTorch's `device` of that name."""
         self.job, self.count, self.device = job, count, device
-        shared = Path("/dev/shm")
-        self.folder = Path(tempfile.mkdtemp(prefix="trainpool-", dir=shared if shared.is_dir() else None))
+        self.folder = shared_folder(job, count)
         self.inbox: queue.SimpleQueue[tuple[Process, Answer | None]] = queue.SimpleQueue()
         self.waiting: list[tuple[float, int, Work]] = []
         self.entries = itertools.count()
         self.doing: dict[Process, tuple[float, Work] | None] = {}
         self.free: deque[Process] = deque()
         self.started = self.unfinished_deaths = 0
-        for _ in range(self.count):
-            self.start()
+        for number in range(self.count):
+            self.start(number)
 
-    def start(self) -> None:
-        """Start a process."""
-        number = self.started % self.count  # which GPU it takes, where there are several
+    def start(self, number: int) -> None:
+        """Start a process; by its number it takes a GPU, where there are several."""
         setup = Setup(
             layout=self.job.layout,
             dtype=self.job.dtype.str,
@@ -201,7 +197,7 @@ class Processes:
             raise RunError(f"{self.unfinished_deaths} workers in a row died without finishing a task: {words}")
         if held:
             heapq.heappush(self.waiting, (held[0], next(self.entries), held[1]))
-        self.start()
+        self.start(process.number)
         self.dispatch()
 
     def close(self) -> None:

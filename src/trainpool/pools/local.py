@@ -2,11 +2,12 @@
 
 Each worker is a fresh interpreter (so nothing is inherited that could deadlock, and a script needs no `__main__`
 guard). A worker that dies is noticed by the end of its output, reported as `Left`, and replaced. One more process
-evaluates models, so that evaluation never stalls a worker or a merge.
+evaluates models, so that evaluation never stalls a worker or a merge; it is replaced too, and does its evaluation anew.
 """
 
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ from trainpool.worker import (
     transmit,
 )
 
-__all__ = ["LocalPool", "Process", "cores", "last_words"]
+__all__ = ["LocalPool", "Process", "cores", "last_words", "shared_folder"]
 
 EVALUATOR = "evaluator"
 HANDING = 8.0
@@ -48,12 +49,36 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_"
 """For glibc's allocator, where there is one: keep what a step frees for the next step. By default it returns large
 blocks to the system, and a third of a small network's step goes into getting them back, page by page."""
 STILLBIRTHS = 3
-"""Workers that may die in a row before any finishes a task."""
+"""Workers that may die in a row before any finishes a task; evaluators, before one finishes an evaluation."""
+EVALUATION_GRACE = 60.0
+EVALUATION_SPREAD = 20
+"""An evaluation may take so many seconds, and besides so many times as long as the longest before it."""
+SHARED = Path("/dev/shm")
+"""Where files are in memory, on Linux."""
 
 
 def cores() -> int:
     """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shared_folder(job: Job, processes: int) -> Path:
+    """A new folder with room for what so many processes share: in memory, else on the disk.
+
+    Raises:
+        RunError: there is room in neither.
+    """
+    wanted = (processes + 1) * Slot.room(job.layout, job.dtype)  # a dead one's is still there when the next one starts
+    places = [*([SHARED] if SHARED.is_dir() else []), Path(tempfile.gettempdir())]
+    free = [shutil.disk_usage(place).free for place in places]
+    for place, room in zip(places, free, strict=True):
+        if room >= wanted:
+            return Path(tempfile.mkdtemp(prefix="trainpool-", dir=place))
+    found = " and ".join(f"{room / 1e6:,.0f} in {place}" for place, room in zip(places, free, strict=True))
+    raise RunError(
+        f"{processes} processes share {wanted / 1e6:,.0f} MB of memory with this one, but there are only {found}: "
+        f"use fewer workers, or make room (in Docker: --shm-size)"
+    )
 
 
 class Process:
@@ -62,9 +87,12 @@ class Process:
     def __init__(
         self, name: str, job: Job, setup: Setup, inbox: "queue.SimpleQueue[tuple[Process, Answer | None]]"
     ) -> None:
-        self.name, self.job = name, job
+        self.name, self.job, self.number = name, job, setup.number
         self.memory = Path(setup.memory)
-        self.slot = Slot(self.memory, job.layout, job.dtype)
+        try:
+            self.slot = Slot(self.memory, job.layout, job.dtype)
+        except OSError as error:
+            raise RunError(f"no room for what a worker shares with this process: {error}") from error
         with job.log.open("ab") as log:
             self.child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "trainpool.worker"],
@@ -106,7 +134,8 @@ class Process:
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
-        self.memory.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows keeps a mapped file until this process ends
+            self.memory.unlink(missing_ok=True)
 
 
 def recalibrated(process: Process, job: Job | None) -> Vector | None:
@@ -143,6 +172,10 @@ class LocalPool:
         self.unfinished_deaths = 0
         self.evaluator: Process | None = None
         self.evaluating = False
+        self.evaluators_lost = 0
+        """In a row."""
+        self.asked = self.longest = 0.0
+        """When the evaluation under way began, and seconds of the longest so far."""
         self.inbox: queue.SimpleQueue[tuple[Process, Answer | None]] = queue.SimpleQueue()
         self.job: Job | None = None
 
@@ -152,19 +185,19 @@ class LocalPool:
 
     def open(self, job: Job) -> None:
         """Start all processes; see `Pool.open`."""
+        self.folder = shared_folder(job, self.workers + (job.test is not None))
         self.job = job
-        shared = Path("/dev/shm")
-        self.folder = Path(tempfile.mkdtemp(prefix="trainpool-", dir=shared if shared.is_dir() else None))
-        for _ in range(self.workers):
-            self.spawn()
+        self.inbox, self.evaluating = queue.SimpleQueue(), False  # what an earlier run left is none of this one's
+        for number in range(self.workers):
+            self.spawn(number)
         if job.test is not None:
             self.evaluator = self.start(EVALUATOR, self.workers)
 
-    def spawn(self) -> None:
-        """Start one worker."""
+    def spawn(self, number: int) -> None:
+        """Start a worker with a name of its own; its number, by which it takes a GPU, may be that of a dead one."""
         name = f"w{self.started}"
-        self.processes[name] = self.start(name, self.started)
         self.started += 1
+        self.processes[name] = self.start(name, number)
 
     def start(self, name: str, number: int) -> Process:
         """Start a process."""
@@ -186,6 +219,9 @@ class LocalPool:
     def poll(self, timeout: float) -> list[Message]:
         """What happened; see `Pool.poll`."""
         messages: list[Message] = []
+        limit = EVALUATION_GRACE + EVALUATION_SPREAD * self.longest
+        if self.evaluator and self.evaluating and self.longest and self.now() - self.asked > limit:
+            self.evaluator.child.kill()  # it hangs
         try:
             item = self.inbox.get(timeout=timeout)
             while True:
@@ -199,20 +235,22 @@ class LocalPool:
         name = process.name
         match answer:
             case None if process is self.evaluator:
-                assert self.job is not None
-                raise RunError(f"the process that evaluates models died: {last_words(self.job.log)}")
+                return self.renew(process)
             case None:
                 return self.replace(process)
             case Ready():
                 process.ready = True
                 process.forget_memory()
                 if process is self.evaluator:
+                    if self.evaluating:
+                        self.measure(process)
                     return []
                 return [Arrival(Joined(name)), Arrival(Asked(name))]
             case Stillborn(reason):
                 raise RunError(f"a worker could not start: {reason}")
             case Measured(result):
-                self.evaluating = False
+                self.evaluating, self.evaluators_lost = False, 0
+                self.longest = max(self.longest, self.now() - self.asked)
                 return [Evaluated(result, recalibrated(process, self.job))]
             case Broken(-1, reason):
                 raise RunError(f"the model could not be evaluated: {reason}")
@@ -236,8 +274,21 @@ class LocalPool:
             assert self.job is not None
             words = last_words(self.job.log)
             raise RunError(f"{self.unfinished_deaths} workers in a row died without finishing a task: {words}")
-        self.spawn()
+        self.spawn(process.number)
         return [Arrival(Left(process.name))]
+
+    def renew(self, process: Process) -> list[Message]:
+        """Put a new evaluator in the place of a dead one; what that one was doing is done when the new one is ready."""
+        assert self.job is not None
+        process.end()
+        self.evaluators_lost += 1
+        if self.evaluators_lost > STILLBIRTHS:
+            words = last_words(self.job.log)
+            raise RunError(f"the process that evaluates models died {self.evaluators_lost} times in a row: {words}")
+        self.evaluator = self.start(EVALUATOR, process.number)
+        np.copyto(self.evaluator.slot.vector, process.slot.vector)
+        self.asked = self.now()
+        return []
 
     def restart(self, worker: str) -> None:
         """Kill a process that hangs; the end of its output then has it replaced. See `Pool.restart`."""
@@ -263,8 +314,15 @@ class LocalPool:
             return False
         np.copyto(self.evaluator.slot.vector, vector)
         self.evaluating = True
-        self.evaluator.tell(Evaluate(self.job.test, self.job.calibration))
+        self.measure(self.evaluator)
         return True
+
+    def measure(self, evaluator: Process) -> None:
+        """Have the model in the evaluator's memory measured."""
+        assert self.job is not None
+        assert self.job.test is not None
+        self.asked = self.now()
+        evaluator.tell(Evaluate(self.job.test, self.job.calibration))
 
     def close(self) -> None:
         """End all processes; see `Pool.close`."""
