@@ -7,9 +7,10 @@ Rule (scaled form), with x_i the solution on shard i, z the consensus, u_i the s
     z   ← argmin g(z) + (Nρ/2)‖z - mean(x̂_i + u_i)‖²              prox of g: shrinks for `l2`, soft-thresholds for `l1`
     u_i ← u_i + x̂_i - z
 
-Reported each round: r = ‖(x_i - z)_i‖, s = ρ√N‖z - z_old‖, and Boyd's stopping rule (section 3.3.1)
-r < √(pN) ε_abs + ε_rel max(‖x‖, √N‖z‖) and s < √(pN) ε_abs + ε_rel ρ‖u‖. Residual balancing (section 3.4.1):
-ρ ← 2ρ if r > 10 s, ρ ← ρ/2 if s > 10 r, and u ← u ρ_old/ρ_new since u is scaled by 1/ρ.
+Reported each round: r = ‖(x_i - z)_i‖, s = R√N‖z - z_old‖, and Boyd's stopping rule (section 3.3.1)
+r < √(pN) ε_abs + ε_rel max(‖x‖, √N‖z‖) and s < √(pN) ε_abs + ε_rel R‖u‖, with p parameters, n samples and R = ρ n/N,
+which is Boyd's ρ (below). Residual balancing (section 3.4.1): ρ ← 2ρ if r > 10 s, ρ ← ρ/2 if s > 10 r, and
+u ← u ρ_old/ρ_new since u is scaled by 1/ρ.
 
 Citation: Boyd, S., Parikh, N., Chu, E., Peleato, B., Eckstein, J.: "Distributed Optimization and Statistical Learning
 via the Alternating Direction Method of Multipliers", Foundations and Trends in Machine Learning 3(1), 2011, sections
@@ -18,6 +19,8 @@ Deviations and traps:
 - Losses are means, so f_i = (N n_i/n)·(mean loss on shard i): Σ f_i is N times the mean loss of all samples, shards of
   any size get their due weight, and ρ, `l1`, `l2` are in units of the mean loss. A worker sees the mean loss alone, so
   its task carries ρ n/(N n_i). The average in z is never weighted: that would be wrong.
+- Boyd's f_i are sums of losses, n/N times as large, and so are his ρ and s, but not r and ε_abs, with which his rules
+  compare s: R puts it into his unit. In the unit of mean losses the rule would stop far from a lasso's optimum.
 - The local solve is inexact: SGD steps from z. It needs learning rate·(L + ρ) < 2, L the loss's curvature.
 - Put weight decay in g (`l2`), not in the recipe. Momentum starts anew each round, as it must when z has moved.
 - Duals belong to shards, not to workers: whoever trains a shard continues its dual.
@@ -180,11 +183,12 @@ class ADMM:
         share(z.size, agree)
         primal, x_square, u_square, moved, z_square = (math.fsum(line) for line in squares.tolist())
         floor = (z.size * N) ** 0.5 * self.absolute_tolerance
+        R = rho * state.plan.samples / N
         residuals = Residuals(
             primal=primal**0.5,
-            dual=rho * (N * moved) ** 0.5,
+            dual=R * (N * moved) ** 0.5,
             primal_tolerance=floor + self.relative_tolerance * max(x_square, N * z_square) ** 0.5,
-            dual_tolerance=floor + self.relative_tolerance * rho * u_square**0.5,
+            dual_tolerance=floor + self.relative_tolerance * R * u_square**0.5,
         )
         state = replace(state, version=state.version + 1, answered=(), residuals=residuals)
         return self.balance(state) if state.version <= self.balance_rounds else state
