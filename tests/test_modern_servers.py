@@ -13,17 +13,20 @@ from test_reducer import RATE, SIZE, START, feed, normal, plan, pushes, update
 from trainpool.errors import ConfigError
 from trainpool.messages import Recipe, Update
 from trainpool.strategies import (
+    ADMM,
     DCASGD,
     EASGD,
     AnyStrategy,
     DelayedNesterov,
     DiLoCo,
+    Downpour,
     FedAsync,
     FedAvg,
     FedBuff,
     FedOpt,
     FedProx,
     LocalSGD,
+    ParallelSGD,
     Ringmaster,
     StalenessAware,
 )
@@ -188,6 +191,13 @@ def test_a_spring_moves_both_ends() -> None:
         (DCASGD(decay=1.0), "dc-asgd: decay: "),
         (DCASGD(strength=-1.0), "dc-asgd: strength: "),
         (EASGD(beta=5.0), "easgd: beta: "),
+        (ParallelSGD(rounds=-1), "parallel-sgd: rounds: "),
+        (ADMM(rho=0.0), "admm: rho: "),
+        (ADMM(relaxation=2.0), "admm: relaxation: "),
+        (ADMM(l2=-1.0), "admm: l2: "),
+        (Downpour(server="adam"), "downpour: server: "),  # type: ignore[arg-type]
+        (Downpour(warm_start=1.5), "downpour: warm_start: "),
+        (Downpour(epsilon=-1.0), "downpour: epsilon: "),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named_on_one_line(strategy: AnyStrategy, message: str) -> None:

@@ -30,13 +30,13 @@ Deviations and traps:
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from msgspec import Meta
 
-from trainpool.errors import ConfigError
-from trainpool.messages import ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, is_finite_positive
+from trainpool.messages import Count, NotNegative, Positive, ShardId, Update
+from trainpool.strategies.protocol import Assignment, Plan, check
 from trainpool.vector import CHUNK, ROW, Vector, add_squares, rows, share
 
 __all__ = ["ADMM"]
@@ -84,23 +84,23 @@ class ADMM:
 
     asynchronous: ClassVar[bool] = False
 
-    rho: float = 0.01
+    rho: Positive = 0.01
     """ρ: the strength of the pull, in units of the mean loss's curvature."""
-    relaxation: float = 1.5
+    relaxation: Annotated[float, Meta(gt=0, lt=2)] = 1.5
     """α: over-relaxation, 1 (none) to below 2."""
-    l2: float = 0.0
+    l2: NotNegative = 0.0
     """Weight of (l2/2)‖z‖² in the mean loss: weight decay, done right."""
-    l1: float = 0.0
+    l1: NotNegative = 0.0
     """Weight of l1·‖z‖₁ in the mean loss: sparsity."""
-    rounds: int = 0
+    rounds: Count = 0
     """Rounds in the run; 0 makes ten a pass, but none of fewer than ten steps."""
-    balance_rounds: int = 0
+    balance_rounds: Count = 0
     """Rounds in which ρ follows the residuals; 0 keeps ρ fixed."""
     stop: bool = False
     """Whether to finish early, when the stopping rule is met."""
-    absolute_tolerance: float = 1e-4
+    absolute_tolerance: NotNegative = 1e-4
     """ε_abs."""
-    relative_tolerance: float = 1e-2
+    relative_tolerance: NotNegative = 1e-2
     """ε_rel."""
 
     def shards(self, workers: int) -> int:
@@ -109,10 +109,7 @@ class ADMM:
 
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters with zero duals."""
-        if not is_finite_positive(self.rho) or not 0 < self.relaxation < 2:
-            raise ConfigError("admm: rho must be above 0, relaxation between 0 and 2")
-        if min(self.l1, self.l2, self.rounds, self.balance_rounds) < 0:
-            raise ConfigError("admm: l1, l2, rounds and balance_rounds must not be negative")
+        check(self)
         duals = {shard.id: np.zeros_like(parameters) for shard in plan.shards}
         solutions = {shard.id: np.zeros_like(parameters) for shard in plan.shards}
         return State(plan, parameters.copy(), 0, plan.rounds(self.rounds), self.rho, duals, solutions, (), None)

@@ -22,13 +22,13 @@ Deviations and traps:
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from msgspec import Meta
 
-from trainpool.errors import ConfigError
-from trainpool.messages import ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, is_finite_positive
+from trainpool.messages import Count, NotNegative, Positive, ShardId, Update
+from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
 from trainpool.vector import CHUNK, Vector, share
 
 __all__ = ["Downpour"]
@@ -55,19 +55,19 @@ class Downpour:
 
     asynchronous: ClassVar[bool] = True
 
-    steps: int = 20
+    steps: Count = 20
     """n: local steps between fetch and push; 0 lets the pace decide. The paper used 1."""
     server: Literal["adagrad", "sgd"] = "adagrad"
     """How the server steps."""
-    learning_rate: float = 0.01
+    learning_rate: Positive = 0.01
     """γ of adagrad, where the recipe's schedule is at its peak; it falls as the workers' rate does."""
-    factor: float = 1.0
+    factor: Positive = 1.0
     """η/α of sgd, and of the warm start: 1 moves the parameters as far as the worker went."""
-    epsilon: float = 1e-10
+    epsilon: NotNegative = 1e-10
     """Added to √G, against 0/0."""
     accrue: Literal["sum", "mean"] = "sum"
     """Whether the accrued gradient is the sum over a task's steps, as in the paper, or their mean."""
-    warm_start: float = 0.05
+    warm_start: Annotated[float, Meta(ge=0, le=1)] = 0.05
     """The part of the run, 0 to 1, that one replica trains alone; with the plain sgd rule on the server."""
 
     def shards(self, workers: int) -> int:
@@ -76,12 +76,7 @@ class Downpour:
 
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters with G = 0."""
-        if self.server not in ("adagrad", "sgd") or self.accrue not in ("sum", "mean"):
-            raise ConfigError("downpour: server is 'adagrad' or 'sgd', accrue is 'sum' or 'mean'")
-        if self.steps < 0 or not 0 <= self.warm_start <= 1 or self.epsilon < 0:
-            raise ConfigError("downpour: steps and epsilon must not be negative, warm_start must lie in 0 to 1")
-        if not is_finite_positive(self.learning_rate) or not is_finite_positive(self.factor):
-            raise ConfigError("downpour: learning_rate and factor must be above 0")
+        check(self)
         squares = np.zeros_like(parameters if self.server == "adagrad" else parameters[:0])
         return State(plan, parameters.copy(), 0, squares, Tally(), 0)
 

@@ -28,8 +28,7 @@ import numpy as np
 
 from trainpool.errors import ConfigError
 from trainpool.messages import Count, NotNegative, ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished
-from trainpool.strategies.reducer import check
+from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
 from trainpool.vector import CHUNK, Vector, share
 
 __all__ = ["EASGD"]
