@@ -11,8 +11,8 @@ the appendix. Adagrad: Duchi, J., Hazan, E., Singer, Y., JMLR 12, 2011.
 Deviations and traps:
 - The paper's client pushes on step 0 and fetches before it pushes, so with n > 1 it discards n-1 local gradients and
   is not SGD even with one worker. In task form (fetch at the start, push at the end) one worker with α = η is.
-- Adagrad sees the square of the *accrued* gradient, (Σ g)², not Σ g². `accrue="mean"` pushes g/n, which makes γ
-  independent of n; `accrue="sum"` is the paper's. The paper itself only used n = 1, where they agree.
+- Adagrad sees the square of the *accrued* gradient, (Σ g)², not Σ g². `accrue="mean"` gives it g/n, `accrue="sum"` is
+  the paper's. The paper itself only used n = 1, where they agree. The sgd rule always steps along the sum.
 - Adagrad's first step is γ·sign(g), which is huge, and 0/0 where g = 0: hence ε = 1e-10 and the warm start, in which
   one replica trains alone (the paper's figures start from plain SGD) while G already accumulates.
 - γ follows the recipe's schedule, as α does; the paper's γ is constant, which is `schedule="constant"` here. With a
@@ -66,7 +66,7 @@ class Downpour:
     epsilon: NotNegative = 1e-10
     """Added to √G, against 0/0."""
     accrue: Literal["sum", "mean"] = "sum"
-    """Whether the accrued gradient is the sum over a task's steps, as in the paper, or their mean."""
+    """Whether Adagrad takes the sum of a task's gradients, as in the paper, or their mean."""
     warm_start: Annotated[float, Meta(ge=0, le=1)] = 0.05
     """The part of the run, 0 to 1, that one replica trains alone; with the plain sgd rule on the server."""
 
@@ -102,25 +102,25 @@ class Downpour:
         # A warm-up begins at rate 0, where a task moves nothing and has no gradient to tell.
         accrued = 1 / update.rate if update.rate else 0.0
         accrued /= update.steps if self.accrue == "mean" else 1
-        adagrad, warming = self.server == "adagrad", self.warming(state)
-        if adagrad and not warming:
-            rate = self.learning_rate * update.rate / state.plan.recipe.learning_rate
-        else:
-            rate = self.factor * update.rate
+        adagrad = self.server == "adagrad"
+        plain = not adagrad or self.warming(state)
+        rate = self.learning_rate * update.rate / state.plan.recipe.learning_rate
 
         def step(parts: Sequence[slice]) -> None:
             scratch = np.empty((2, min(CHUNK, w.size)), w.dtype)
             for part in parts:
                 g, move = scratch[:, : part.stop - part.start]
-                np.multiply(update.delta[part], number(accrued), out=g)
-                np.multiply(g, number(rate), out=move)
                 if adagrad:
+                    np.multiply(update.delta[part], number(accrued), out=g)
+                    np.multiply(g, number(rate), out=move)
                     g *= g
                     G[part] += g
-                    if not warming:
-                        np.sqrt(G[part], out=g)
-                        g += number(self.epsilon)
-                        move /= g
+                if plain:  # η g = factor·delta
+                    np.multiply(update.delta[part], number(self.factor), out=move)
+                else:
+                    np.sqrt(G[part], out=g)
+                    g += number(self.epsilon)
+                    move /= g
                 w[part] -= move
 
         share(w.size, step)

@@ -147,7 +147,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """Whether `steps` is meant for the fastest worker: a slower one then gets fewer, in proportion to its speed, so
     that all tasks last equally long, and one that must leave early may answer with the steps that it has."""
     limit: int | None = None
-    """The staleness above which the answer is of no use: it is refused, and its samples are trained again."""
+    """The staleness above which the answer is of no use: it is refused, and its samples are trained again. None leaves
+    it to the run's bound; `sys.maxsize` takes any."""
     rebased: bool = False
     """Whether the update must come with the parameters that the task carried, as `Update.base`."""
     anchor: Vector | None = None
