@@ -227,7 +227,11 @@ def test_answers_delivered_twice_or_thrice_change_no_bit(strategy: AnyStrategy) 
     assert len(set(ends)) == 1
 
 
-@pytest.mark.parametrize("strategy", [ParallelSGD(rounds=4), ADMM(rounds=4), Serial()], ids=["parallel", "admm", "one"])
+@pytest.mark.parametrize(
+    "strategy",
+    [ParallelSGD(rounds=4), ADMM(rounds=4), Serial(), downpour(steps=3), Downpour(steps=3, server="sgd")],
+    ids=["parallel", "admm", "one", "downpour", "downpour-sgd"],
+)
 def test_late_answers_to_tasks_that_were_given_again_change_no_bit(strategy: AnyStrategy) -> None:
     problem = Quadratic()
     proto = Recipe(learning_rate=0.1, batch_size=8)

@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainpool import strategies
+from trainpool.auto import BOLD, GENTLE, LEAST, MOST
 from trainpool.cli import app
 
 RUNNER = CliRunner()
@@ -46,6 +47,11 @@ def test_strategies_are_listed_with_citation_and_defaults() -> None:
             assert f"--set {setting}={default}" in output
     code, output, _ = invoke("strategies", "admm")
     assert "Residual balancing" in output
+    code, output, _ = invoke("strategies", "auto")
+    for words in ("Citation: ", "arXiv:2311.08105", "steps ", "momentum, learning_rate ", f"{LEAST} to {MOST}"):
+        assert words in output
+    assert f"at most {GENTLE}" in output
+    assert f"at most {BOLD:g}" in output
 
 
 def test_json_prints_the_summary_alone(cache: Path, tmp_path: Path) -> None:
