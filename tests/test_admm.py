@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
+from reference import difference
+from trainpool.coordinator import Coordinator
 from trainpool.kernels.protocol import Arrays
-from trainpool.messages import Recipe, Task, Update
+from trainpool.messages import Recipe, Report, Task, Update
 from trainpool.strategies import ADMM, ParallelSGD, Plan
 from trainpool.strategies.admm import State
 from trainpool.strategies.protocol import Assignment, ShardPlan
-from trainpool.testing import Quadratic
-from trainpool.vector import Vector
+from trainpool.testing import InProcessPool, Quadratic, simulate
+from trainpool.vector import Layout, Vector
 
 LONG = 20_000
 SAMPLES, FEATURES = 600, 200
@@ -76,6 +78,31 @@ class LeastSquares:
         """Rounds from zero."""
         size = next(iter(self.parts.values()))[0].shape[1]
         return self.rounds(admm, admm.init(np.zeros(size), self.plan()), most)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The same as a kernel: its tasks end at the shard's exact solution, whatever their steps."""
+
+    layout: Layout
+
+    def run(self, task: Task, vector: Vector, anchor: Vector | None, shard: Arrays, out: Vector) -> Report:
+        """Solve; see `Kernel.run`."""
+        assert anchor is not None
+        a, b = shard["x"], shard["y"]
+        system = a.T @ a / len(b) + task.rho * np.eye(vector.size)
+        out[:] = vector - np.linalg.solve(system, a.T @ b / len(b) + task.rho * anchor)
+        return Report(task=task.id, steps=task.steps, samples=task.steps * task.batch, loss=0.0, seconds=0.0)
+
+
+def coordinated(problem: LeastSquares, admm: ADMM, speeds: list[float]) -> Coordinator:
+    """A whole run from zero, a step a round, by workers of those speeds."""
+    data = {shard: {"x": a, "y": b} for shard, (a, b) in problem.parts.items()}
+    size = next(iter(data.values()))["x"].shape[1]
+    layout = Layout.of({"x": ((size,), "parameter")})
+    coordinator = Coordinator(admm, problem.plan(admm.rounds), layout, np.zeros(size))
+    assert simulate(coordinator, InProcessPool(Exact(layout), data.__getitem__, speeds=speeds)) == "finished"
+    return coordinator
 
 
 def cut(shards: int, total: int = SAMPLES) -> list[int]:
@@ -147,6 +174,16 @@ def test_the_lasso_ends_at_scikit_learns_solution_for_every_rho_and_cutting_3e_9
     assert end.version == pytest.approx(CELLS[shards, rho][1], abs=1)
 
 
+@pytest.mark.parametrize(("shards", "rho"), [(1, 1.0), (4, 1.0), (16, 0.1)])
+def test_the_lasso_by_the_coordinator_on_unequal_shards_and_workers_stops_where_it_should(
+    shards: int, rho: float, reference: Vector
+) -> None:
+    end = coordinated(LeastSquares.of(A, B, cut(shards)), boyd(shards, rho, stop=True), [1.0, 2.5, 6.0])
+    assert end.state.version == pytest.approx(CELLS[shards, rho][0], abs=1)
+    assert end.memory.updates == shards * end.state.version
+    assert 0 <= lasso(end.parameters) / lasso(reference) - 1 <= 5e-4
+
+
 def test_rounds_vary_by_more_than_ten_times_and_the_best_rho_falls_as_shards_grow() -> None:
     rounds = {cell: tight for cell, (_, tight) in CELLS.items()}
     assert max(rounds.values()) > 10 * min(rounds.values())
@@ -198,6 +235,17 @@ def slope(shard: str, z: Vector) -> Vector:
 def test_least_squares_on_unequal_shards_ends_at_the_pooled_solution(rho: float, relaxation: float) -> None:
     end = SQUARE.run(ADMM(rho=rho, relaxation=relaxation, rounds=LONG), 1500)
     assert np.abs(end.parameters - POOLED).max() < 1e-12
+
+
+@pytest.mark.parametrize("relaxation", [1.0, 1.5])
+def test_by_the_coordinator_too_and_with_other_weights_elsewhere(relaxation: float) -> None:
+    end = coordinated(SQUARE, ADMM(rho=0.01, relaxation=relaxation, rounds=400), [1.0, 2.5, 6.0])
+    assert difference(end.parameters, POOLED) < 1e-12
+    for shard, u in end.state.duals.items():
+        assert difference(end.state.rho * u, -slope(shard, POOLED)) < 1e-12
+    halves = {shard: (a[::2], b[::2]) for shard, (a, b) in SQUARE.parts.items()}
+    other = coordinated(LeastSquares(halves), ADMM(rho=0.01, relaxation=relaxation, rounds=400), [1.0, 2.5, 6.0])
+    assert difference(other.parameters, POOLED) > 1e-3
 
 
 def test_the_same_strength_of_pull_on_every_shards_mean_loss_ends_elsewhere() -> None:
