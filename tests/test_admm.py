@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
+from reference import difference
+from trainpool.coordinator import Coordinator
 from trainpool.kernels.protocol import Arrays
-from trainpool.messages import Recipe, Task, Update
+from trainpool.messages import Recipe, Report, Task, Update
 from trainpool.strategies import ADMM, ParallelSGD, Plan
 from trainpool.strategies.admm import State
 from trainpool.strategies.protocol import Assignment, ShardPlan
-from trainpool.testing import Quadratic
-from trainpool.vector import Vector
+from trainpool.testing import InProcessPool, Quadratic, simulate
+from trainpool.vector import Layout, Vector
 
 LONG = 20_000
 SAMPLES, FEATURES = 600, 200
@@ -78,6 +80,31 @@ class LeastSquares:
         return self.rounds(admm, admm.init(np.zeros(size), self.plan()), most)
 
 
+@dataclass(frozen=True)
+class Exact:
+    """The same as a kernel: its tasks end at the shard's exact solution, whatever their steps."""
+
+    layout: Layout
+
+    def run(self, task: Task, vector: Vector, anchor: Vector | None, shard: Arrays, out: Vector) -> Report:
+        """Solve; see `Kernel.run`."""
+        assert anchor is not None
+        a, b = shard["x"], shard["y"]
+        system = a.T @ a / len(b) + task.rho * np.eye(vector.size)
+        out[:] = vector - np.linalg.solve(system, a.T @ b / len(b) + task.rho * anchor)
+        return Report(task=task.id, steps=task.steps, samples=task.steps * task.batch, loss=0.0, seconds=0.0)
+
+
+def coordinated(problem: LeastSquares, admm: ADMM, speeds: list[float]) -> Coordinator:
+    """A whole run from zero, a step a round, by workers of those speeds."""
+    data = {shard: {"x": a, "y": b} for shard, (a, b) in problem.parts.items()}
+    size = next(iter(data.values()))["x"].shape[1]
+    layout = Layout.of({"x": ((size,), "parameter")})
+    coordinator = Coordinator(admm, problem.plan(admm.rounds), layout, np.zeros(size))
+    assert simulate(coordinator, InProcessPool(Exact(layout), data.__getitem__, speeds=speeds)) == "finished"
+    return coordinator
+
+
 def cut(shards: int, total: int = SAMPLES) -> list[int]:
     """Unequal sizes that add up."""
     weights = np.linspace(1, 3, shards)
@@ -121,29 +148,40 @@ TIGHT = {"stop": True, "absolute_tolerance": 1e-14, "relative_tolerance": 1e-11}
 RHOS = (0.1, 1.0, 10.0)
 CELLS = {  # (shards, ρ): rounds at Boyd's tolerances, rounds at 1e-11
     (1, 0.1): (33, 480),
-    (1, 1.0): (8, 59),
-    (1, 10.0): (16, 313),
+    (1, 1.0): (9, 59),
+    (1, 10.0): (68, 346),
     (4, 0.1): (16, 265),
-    (4, 1.0): (11, 125),
-    (4, 10.0): (58, 1217),
-    (16, 0.1): (14, 163),
-    (16, 1.0): (24, 485),
+    (4, 1.0): (25, 135),
+    (4, 10.0): (235, 1322),
+    (16, 0.1): (18, 163),
+    (16, 1.0): (78, 516),
+    (16, 10.0): (765, 5117),
 }
 """Measured here; a change of more than a round is a change of the method."""
 
 
 @pytest.mark.parametrize(("shards", "rho"), CELLS)
-def test_the_lasso_ends_at_scikit_learns_solution_for_every_rho_and_cutting_1e_8(
+def test_the_lasso_ends_at_scikit_learns_solution_for_every_rho_and_cutting_3e_9(
     shards: int, rho: float, reference: Vector
 ) -> None:
     kernel = LeastSquares.of(A, B, cut(shards))
     end = kernel.run(boyd(shards, rho, **TIGHT))
-    assert np.abs(end.parameters - reference).max() <= 1e-8
+    assert np.linalg.norm(end.parameters - reference) <= 3e-9
     assert lasso(end.parameters) == pytest.approx(lasso(reference), rel=1e-10)
     usual = kernel.run(boyd(shards, rho, stop=True))
-    assert lasso(usual.parameters) == pytest.approx(lasso(reference), rel=0.2)
+    assert 0 <= lasso(usual.parameters) / lasso(reference) - 1 <= 5e-4
     assert usual.version == pytest.approx(CELLS[shards, rho][0], abs=1)
     assert end.version == pytest.approx(CELLS[shards, rho][1], abs=1)
+
+
+@pytest.mark.parametrize(("shards", "rho"), [(1, 1.0), (4, 1.0), (16, 0.1)])
+def test_the_lasso_by_the_coordinator_on_unequal_shards_and_workers_stops_where_it_should(
+    shards: int, rho: float, reference: Vector
+) -> None:
+    end = coordinated(LeastSquares.of(A, B, cut(shards)), boyd(shards, rho, stop=True), [1.0, 2.5, 6.0])
+    assert end.state.version == pytest.approx(CELLS[shards, rho][0], abs=1)
+    assert end.memory.updates == shards * end.state.version
+    assert 0 <= lasso(end.parameters) / lasso(reference) - 1 <= 5e-4
 
 
 def test_rounds_vary_by_more_than_ten_times_and_the_best_rho_falls_as_shards_grow() -> None:
@@ -154,25 +192,23 @@ def test_rounds_vary_by_more_than_ten_times_and_the_best_rho_falls_as_shards_gro
     assert best[16] == 0.1
 
 
-BALANCED = {0.001: 148, 0.01: 181, 1.0: 589, 100.0: 927}
-"""Rounds of 16 shards from each first ρ, to 1e-4."""
-LOOSE = {"stop": True, "absolute_tolerance": 1e-7, "relative_tolerance": 1e-4}
+BALANCED = {0.001: 29, 0.01: 25, 1.0: 40, 100.0: 67}
+"""Rounds of 16 shards from each first ρ, at Boyd's tolerances."""
 
 
 @pytest.mark.parametrize(("rho", "rounds"), BALANCED.items())
 def test_residual_balancing_makes_the_start_of_rho_matter_little(rho: float, rounds: int, reference: Vector) -> None:
-    kernel = LeastSquares.of(A, B, cut(16))
-    end = kernel.run(boyd(16, rho, balance_rounds=100, **LOOSE))
-    assert np.abs(end.parameters - reference).max() <= 1e-3
+    end = LeastSquares.of(A, B, cut(16)).run(boyd(16, rho, balance_rounds=100, stop=True))
+    assert 0 <= lasso(end.parameters) / lasso(reference) - 1 <= 5e-4
     assert end.version == pytest.approx(rounds, abs=1)
-    assert 0.05 < end.rho * SAMPLES / 16 < 10
+    assert 0.5 <= end.rho * SAMPLES / 16 <= 0.8
 
 
 def test_without_balancing_a_bad_start_of_rho_is_still_far_when_the_balanced_run_has_ended() -> None:
-    assert max(BALANCED.values()) < 7 * min(BALANCED.values())  # over five decades of ρ
-    end = LeastSquares.of(A, B, cut(16)).run(boyd(16, 100.0, **LOOSE), 400)
+    assert max(BALANCED.values()) < 3 * min(BALANCED.values())  # over five decades of ρ
+    end = LeastSquares.of(A, B, cut(16)).run(boyd(16, 100.0, stop=True), 400)
     assert end.residuals is not None
-    assert end.residuals.dual > 100 * end.residuals.dual_tolerance
+    assert end.residuals.dual > 10 * end.residuals.dual_tolerance
 
 
 # Least squares: identities to 1e-12
@@ -199,6 +235,17 @@ def slope(shard: str, z: Vector) -> Vector:
 def test_least_squares_on_unequal_shards_ends_at_the_pooled_solution(rho: float, relaxation: float) -> None:
     end = SQUARE.run(ADMM(rho=rho, relaxation=relaxation, rounds=LONG), 1500)
     assert np.abs(end.parameters - POOLED).max() < 1e-12
+
+
+@pytest.mark.parametrize("relaxation", [1.0, 1.5])
+def test_by_the_coordinator_too_and_with_other_weights_elsewhere(relaxation: float) -> None:
+    end = coordinated(SQUARE, ADMM(rho=0.01, relaxation=relaxation, rounds=400), [1.0, 2.5, 6.0])
+    assert difference(end.parameters, POOLED) < 1e-12
+    for shard, u in end.state.duals.items():
+        assert difference(end.state.rho * u, -slope(shard, POOLED)) < 1e-12
+    halves = {shard: (a[::2], b[::2]) for shard, (a, b) in SQUARE.parts.items()}
+    other = coordinated(LeastSquares(halves), ADMM(rho=0.01, relaxation=relaxation, rounds=400), [1.0, 2.5, 6.0])
+    assert difference(other.parameters, POOLED) > 1e-3
 
 
 def test_the_same_strength_of_pull_on_every_shards_mean_loss_ends_elsewhere() -> None:

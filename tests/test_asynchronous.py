@@ -28,6 +28,7 @@ from reference import (
     start,
     system,
 )
+from test_reducer import normal
 from trainpool.coordinator import Coordinator
 from trainpool.events import Asked, Event, Left, Rejected, Restarted, Returned, Send
 from trainpool.journal import Journal, replay
@@ -56,16 +57,35 @@ def test_one_worker_with_an_sgd_server_is_serial_sgd(net: Any, steps: int) -> No
     assert difference(end.parameters, descend(net(), batches(end, data, 0, 4), 40, sgd(RATE))) < EXACT
 
 
+@pytest.mark.parametrize("server", ["sgd", "adagrad"])
+def test_the_mean_is_adagrads_alone_and_plain_steps_go_as_far_as_the_worker_went(server: Any) -> None:
+    data, steps, squares = shards(21), 5, []
+    for accrue in ("sum", "mean"):
+        strategy = downpour(steps=steps, server=server, warm_start=1.0, accrue=accrue)
+        end = run(mlp(), data, strategy, CONSTANT, 40)
+        assert difference(end.parameters, descend(mlp(), batches(end, data, 0, 4), 40, sgd(RATE))) < EXACT
+        squares.append(end.state.squares)
+    if server == "adagrad":
+        assert difference(squares[0], steps**2 * squares[1]) < EXACT
+    delta = normal(50)
+    w = np.zeros(50)
+    for accrue in ("sum", "mean"):
+        assert difference(one_update(downpour(server="sgd", accrue=accrue), w, w, -delta), -delta) == 0
+        divided = one_update(downpour(accrue=accrue, epsilon=1.0), w, w, -delta)
+        g = delta / RATE / (5 if accrue == "mean" else 1)
+        assert difference(divided, -0.01 * g / (np.abs(g) + 1)) < EXACT
+
+
 @nets
 @pytest.mark.parametrize("accrue", ["sum", "mean"])
 def test_one_worker_with_an_adagrad_server_at_one_step_a_task_is_pytorchs_adagrad(net: Any, accrue: str) -> None:
-    data = shards(21)
-    end = run(net(), data, downpour(steps=1, learning_rate=0.03, accrue=accrue), CONSTANT, 40)
+    # At one step a task the worker's rate cancels. A large one lets no digit of a small gradient be lost in w - x.
+    data, how = shards(21), Recipe(learning_rate=2.0**20, batch_size=4, schedule="constant")
+    end = run(net(), data, downpour(steps=1, learning_rate=0.03, accrue=accrue), how, 40)
     alone = descend(
         net(), batches(end, data, 0, 4), 40, lambda parameters: torch.optim.Adagrad(parameters, lr=0.03, eps=1e-10)
     )
-    # Adagrad divides by the root of a sum that starts at g²: rounding of a tiny g shows, hence 1e-9 and not 1e-12.
-    assert difference(end.parameters, alone) < 1e-9
+    assert difference(end.parameters, alone) < EXACT
 
 
 @nets
@@ -207,7 +227,11 @@ def test_answers_delivered_twice_or_thrice_change_no_bit(strategy: AnyStrategy) 
     assert len(set(ends)) == 1
 
 
-@pytest.mark.parametrize("strategy", [ParallelSGD(rounds=4), ADMM(rounds=4), Serial()], ids=["parallel", "admm", "one"])
+@pytest.mark.parametrize(
+    "strategy",
+    [ParallelSGD(rounds=4), ADMM(rounds=4), Serial(), downpour(steps=3), Downpour(steps=3, server="sgd")],
+    ids=["parallel", "admm", "one", "downpour", "downpour-sgd"],
+)
 def test_late_answers_to_tasks_that_were_given_again_change_no_bit(strategy: AnyStrategy) -> None:
     problem = Quadratic()
     proto = Recipe(learning_rate=0.1, batch_size=8)

@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainpool import strategies
+from trainpool.auto import BOLD, GENTLE, LEAST, MOST
 from trainpool.cli import app
 
 RUNNER = CliRunner()
@@ -47,6 +48,11 @@ def test_strategies_are_listed_with_citation_and_defaults() -> None:
             assert f"--set {setting}={default}" in output
     code, output, _ = invoke("strategies", "admm")
     assert "Residual balancing" in output
+    code, output, _ = invoke("strategies", "auto")
+    for words in ("Citation: ", "arXiv:2311.08105", "steps ", "momentum, learning_rate ", f"{LEAST} to {MOST}"):
+        assert words in output
+    assert f"at most {GENTLE}" in output
+    assert f"at most {BOLD:g}" in output
 
 
 def test_json_prints_the_summary_alone(cache: Path, tmp_path: Path) -> None:
@@ -82,9 +88,11 @@ def test_a_folder_of_images_trains(cache: Path, tmp_path: Path) -> None:
         (("train", "--strategy", "downpor"), "did you mean 'downpour'?"),
         (("train", "--set", "rho=1"), "auto chooses the settings itself; to set rho, name the strategy"),
         (("train", "--strategy", "parallel-sgd", "--set", "rho=1"), "parallel-sgd has no setting 'rho'"),
-        (("train", "--strategy", "admm", "--set", "rho=much"), "admm: Expected `float`, got `str` - at `$.rho`"),
+        (("train", "--strategy", "admm", "--set", "rho=much"), "admm: rho: Expected `float`, got `str`"),
         (("train", "--strategy", "admm", "--set", "rho"), "--set takes name=value"),
-        (("train", "--strategy", "admm", "--set", "rho=-1"), "rho must be above 0"),
+        (("train", "--strategy", "admm", "--set", "rho=-1"), "admm: rho: Expected `float` > 0.0"),
+        (("train", "--strategy", "admm", "--set", "l2=nan"), "admm: l2: Expected `float` >= 0.0"),
+        (("train", "--strategy", "admm", "--set", "l2=inf"), "admm: l2: must be finite, not inf"),
         (("train", "--recipe", "optimizer=sgdd"), "Invalid enum value 'sgdd'"),
         (("train", "--recipe", "nesterov=true"), "nesterov needs a momentum above 0"),
         (("train", "--lr", "-1"), "the recipe: Expected `float` > 0.0"),

@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
+from math import inf, nan
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from trainpool.messages import ShardId, Update
-from trainpool.strategies import AnyStrategy, Serial, build, discover
+from trainpool.errors import ConfigError
+from trainpool.messages import Recipe, ShardId, Update
+from trainpool.strategies import AnyStrategy, Plan, Serial, build, discover
 from trainpool.testing import CHECKS, CONVERGENCE, Logistic, Quadratic, check_strategy
 
 Check = Callable[[AnyStrategy], None]
@@ -42,6 +44,24 @@ def by_name(check: Check) -> str:
 @pytest.mark.parametrize("strategy", list(variants()))
 def test_contract(strategy: AnyStrategy, check: Check) -> None:
     check(strategy)
+
+
+@pytest.mark.parametrize("name", discover())
+def test_no_setting_takes_a_number_that_is_not_finite_or_of_another_kind(name: str) -> None:
+    kind, problem = discover()[name], Quadratic()
+    plan = Plan.of(problem.sizes, Recipe(batch_size=8), 10)
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        numeric = float in (hints[field.name], *get_args(hints[field.name]))
+        for value in (nan, inf, -inf, "much") if numeric else ("much",):
+            for made in (
+                lambda: dataclasses.replace(build(name), **{field.name: value}).init(np.zeros(6), plan),  # noqa: B023
+                lambda: build(name, {field.name: str(value)}),  # noqa: B023
+            ):
+                with pytest.raises(ConfigError) as error:
+                    made()
+                assert str(error.value).startswith(f"{name}: {field.name}: ")
+                assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("check", CONVERGENCE, ids=by_name)

@@ -111,6 +111,25 @@ def test_momentum_that_starts_anew_in_single_step_tasks_is_plain_sgd_and_differs
 
 
 @nets
+def test_momentum_that_workers_would_keep_is_momentum_sgd_at_single_steps(net: Net) -> None:
+    """What tasks that know nothing of the one before give up: the loop by hand that the test above differs from."""
+    data = shards(12, 12, 12, 12)
+    models = [net() for _ in data]
+    optimizers = [sgd(RATE, momentum=0.9)(model.parameters()) for model in models]
+    w = start(net())
+    for _ in range(ROUNDS):
+        ends = []
+        for model, optimizer, part in zip(models, optimizers, data.values(), strict=True):
+            gradient(put(model, w), part["x"], part["y"])
+            optimizer.step()
+            ends.append(start(model))
+        w = np.mean(ends, axis=0)
+    momentum = descend(net(), itertools.repeat(together(data)), ROUNDS, sgd(RATE, momentum=0.9))
+    assert difference(w, momentum) < EXACT
+    assert difference(w, descend(net(), itertools.repeat(together(data)), ROUNDS, sgd(RATE))) > 1e-2
+
+
+@nets
 def test_the_mean_of_adamw_steps_differs_from_a_large_batch_adamw(net: Net) -> None:
     data, rate = shards(12, 12, 12, 12), 0.01
     end = run(net(), data, ParallelSGD(rounds=ROUNDS), recipe(optimizer="adamw", rate=rate), ROUNDS)

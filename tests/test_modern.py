@@ -33,7 +33,8 @@ from test_asynchronous import one_worker_and_a_late_one, plan_of_quadratic
 from trainpool.coordinator import Coordinator
 from trainpool.events import Asked, Returned, Send
 from trainpool.kernels.torch import TorchKernel
-from trainpool.messages import Recipe
+from trainpool.messages import Recipe, ShardId
+from trainpool.pace import Pace
 from trainpool.pools.protocol import Arrival
 from trainpool.strategies import (
     ADMM,
@@ -66,22 +67,42 @@ def recipe(batch_size: int = 0, **options: Any) -> Recipe:
     return Recipe(**{"learning_rate": RATE, "batch_size": batch_size, "schedule": "constant"} | options)
 
 
-def lockstep(net: Any, data: Data, strategy: AnyStrategy, how: Recipe, steps: int) -> Coordinator:
-    """A run whose workers, one a shard, all begin together and ask again when all have answered: no delay."""
-    coordinator = system(net(), data, strategy, how, steps)
+def lockstep(
+    net: Any,
+    data: Data,
+    strategy: AnyStrategy,
+    how: Recipe,
+    steps: int,
+    *,
+    pace: Pace | None = None,
+    tape: list[list[tuple[ShardId, Vector, Vector]]] | None = None,
+) -> Coordinator:
+    """A run whose workers, one a shard, all begin together and ask again when all have answered: no delay.
+
+    `tape` receives each round's tasks in the order of their answers: shard, where it began, its delta.
+    """
+    coordinator = system(net(), data, strategy, how, steps, pace=pace)
     kernel = TorchKernel(net(), torch.nn.functional.cross_entropy)
     names, now = [f"w{number}" for number in range(len(data))], 0.0
     while not coordinator.memory.done:
         answers: list[tuple[Returned, Vector]] = []
+        begun: list[Vector] = []
         for command in [c for name in names for c in coordinator.handle(Asked(name), now) if isinstance(c, Send)]:
             out = np.empty(coordinator.layout.size)
             vector = np.concatenate([command.parameters, command.buffers])
+            begun.append(command.parameters.copy())
             anchor = None if command.anchor is None else command.anchor.copy()
             report = kernel.run(command.task, vector, anchor, data[command.task.shard], out)
             answers.append((Returned(command.worker, msgspec.structs.replace(report, seconds=1.0)), out))
         now += 1
-        for event, out in answers[::-1]:
-            trainable = coordinator.layout.trainable
+        answers.reverse()
+        trainable = coordinator.layout.trainable
+        if tape is not None:
+            leases = coordinator.memory.leases
+            shards_of = [leases[event.report.task].task.shard for event, _ in answers]
+            begun.reverse()
+            tape.append([(s, b, o[:trainable].copy()) for s, b, (_, o) in zip(shards_of, begun, answers, strict=True)])
+        for event, out in answers:
             coordinator.handle(event, now, out[:trainable], out[trainable:])
     return coordinator
 
@@ -234,7 +255,13 @@ def test_diloco_of_single_steps_is_large_batch_nesterov_for_any_number_of_worker
 
 @nets
 @pytest.mark.parametrize(
-    "strategy", [FedAvg(5), DiLoCo(steps=5), DiLoCo(steps=5, average="rda"), FedOpt(steps=5), FedOpt("yogi", steps=5)]
+    "strategy",
+    [
+        FedAvg(5),
+        DiLoCo(steps=5),
+        DiLoCo(steps=5, average="rda"),
+        *(FedOpt(optimizer, steps=5) for optimizer in ("adam", "adagrad", "yogi")),  # type: ignore[arg-type]
+    ],
 )
 def test_workers_with_the_same_data_are_one_worker(net: Any, strategy: AnyStrategy) -> None:
     (one,) = shards(12).values()

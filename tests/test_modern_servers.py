@@ -3,6 +3,7 @@
 A name without a number means a largest difference of 1e-12 (`EXACT`); "differs" marks negative controls.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,22 @@ from reference import EXACT, Vector, batches, descend, difference, mlp, run, sgd
 from test_reducer import RATE, SIZE, START, feed, normal, plan, pushes, update
 from trainpool.errors import ConfigError
 from trainpool.messages import Recipe, Update
+from trainpool.pace import Pace
 from trainpool.strategies import (
+    ADMM,
     DCASGD,
     EASGD,
     AnyStrategy,
     DelayedNesterov,
     DiLoCo,
+    Downpour,
     FedAsync,
     FedAvg,
     FedBuff,
     FedOpt,
     FedProx,
     LocalSGD,
+    ParallelSGD,
     Ringmaster,
     StalenessAware,
 )
@@ -135,8 +140,21 @@ def test_the_centre_moves_by_beta_of_the_way_to_the_mean_replica() -> None:
     beta, (delta,) = 0.9, normal(1, SIZE)
     state, _ = elastic(beta, delta[None], 1)
     assert difference(state.parameters, (1 - beta) * START + beta * (START - delta)) < EXACT
-    together, _ = elastic(1e-6, normal(4, SIZE), 4)  # one after another: the same but for terms of α²
-    assert difference(together.parameters, START - 1e-6 * normal(4, SIZE).mean(0)) < 1e-11
+
+
+@pytest.mark.parametrize("shards", [2, 4, 9])
+def test_replicas_that_meet_one_centre_move_it_by_beta_of_the_way_to_their_mean_and_in_turn_differ(shards: int) -> None:
+    """The paper's synchronous rule, from a state in which replicas and centre lie apart."""
+    beta, deltas = 0.9, normal(2 * shards, SIZE)
+    state, names = elastic(beta, deltas[:shards], shards)
+    ends = [state.replicas[name] - delta for name, delta in zip(names, deltas[shards:], strict=True)]
+    expected = (1 - beta) * state.parameters + beta * np.mean(ends, axis=0)
+    moves = [
+        EASGD(beta=beta).merge(copy.deepcopy(state), name, update(delta)).parameters - state.parameters
+        for name, delta in zip(names, deltas[shards:], strict=True)
+    ]
+    assert difference(state.parameters + sum(moves), expected) < EXACT
+    assert difference(elastic(beta, deltas, shards)[0].parameters, expected) > 1e-3
 
 
 def test_alpha_1_swaps_the_replica_and_the_centre() -> None:
@@ -161,6 +179,18 @@ def test_a_spring_moves_both_ends() -> None:
     assert difference(end.parameters, start(mlp())) > 1e-2
     alone = descend(mlp(), batches(end, data, 0, 4), 40, sgd(RATE))
     assert difference(end.state.replicas[next(iter(data))], alone) > 1e-3
+
+
+def test_no_bound_of_staleness_refuses_a_replica_and_for_another_method_it_does() -> None:
+    data, speeds, ends = shards(9, 12, 7), [1.0, 2.5, 6.0], []
+    for limit in (None, 0):
+        end = run(mlp(), data, EASGD(), CONSTANT, 40, speeds=speeds, pace=Pace(limit=limit))
+        assert end.memory.rejected == 0
+        assert end.memory.staleness > 0
+        ends.append(end.parameters.tobytes())
+    assert ends[0] == ends[1]
+    other = run(mlp(), data, FedAsync(), CONSTANT, 40, speeds=speeds, pace=Pace(limit=0))
+    assert other.memory.rejected > 0
 
 
 # Settings
@@ -188,6 +218,13 @@ def test_a_spring_moves_both_ends() -> None:
         (DCASGD(decay=1.0), "dc-asgd: decay: "),
         (DCASGD(strength=-1.0), "dc-asgd: strength: "),
         (EASGD(beta=5.0), "easgd: beta: "),
+        (ParallelSGD(rounds=-1), "parallel-sgd: rounds: "),
+        (ADMM(rho=0.0), "admm: rho: "),
+        (ADMM(relaxation=2.0), "admm: relaxation: "),
+        (ADMM(l2=-1.0), "admm: l2: "),
+        (Downpour(server="adam"), "downpour: server: "),  # type: ignore[arg-type]
+        (Downpour(warm_start=1.5), "downpour: warm_start: "),
+        (Downpour(epsilon=-1.0), "downpour: epsilon: "),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named_on_one_line(strategy: AnyStrategy, message: str) -> None:

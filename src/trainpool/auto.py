@@ -1,14 +1,21 @@
 """`auto`: the method and the settings that suit a pool's machines. `docs/choosing.md` has the measurements behind it.
 
-Rounds of few steps with an outer momentum (DiLoCo) came closest to what the machines can do together wherever they
-were tried; what has to follow the machines are three numbers:
+One machine gets `serial`, several `diloco`: rounds of few steps with an outer momentum came closest to what the
+machines can do together wherever they were tried. What has to follow the machines are three of its settings:
 
-    H      the fewest steps with which the slowest machine still has one to do while the fastest does H, and with
-           which the way there and back takes no more than half as long as the steps
-    μ, η   such that a round moves the model as far as all its steps would have moved it one after another. The mean
-           of n deltas is n times shorter than their sum, and in the long run a mean delta moves the model by η/(1-μ)
-           of its length: so η/(1-μ) = n. Momentum does it more gently than a large η, hence μ = 1 - 1/n, up to a
-           limit. (For large batches the same rule is the linear scaling of Goyal et al. 2017, arXiv:1706.02677.)
+    steps                     H: the fewest with which the slowest machine still has one to do while the fastest does H,
+                              and with which the way there and back takes no more than half as long as the steps;
+                              2 to 500
+    momentum, learning_rate   μ, η: such that a round moves the model as far as all its steps would have moved it one
+                              after another. The mean of n deltas is n times shorter than their sum, and in the long run
+                              a mean delta moves the model by η/(1-μ) of its length: so η/(1-μ) = n. Momentum does it
+                              more gently than a large η, hence μ = 1 - 1/n, at most 0.9, and η = n(1-μ), at most 2.
+
+It has no settings of its own (--set): to choose one of these, name `diloco`.
+
+Citation: Douillard, A., Feng, Q., Rusu, A. A., et al.: "DiLoCo: Distributed Low-Communication Training of Language
+Models", 2023, arXiv:2311.08105. The rule for its settings is this package's; for large batches it is the linear scaling
+of Goyal, P., et al.: "Accurate, Large Minibatch SGD", 2017, arXiv:1706.02677.
 """
 
 import math

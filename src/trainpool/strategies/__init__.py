@@ -23,7 +23,7 @@ from trainpool.strategies.fedopt import FedOpt
 from trainpool.strategies.fedprox import FedProx
 from trainpool.strategies.local_sgd import LocalSGD
 from trainpool.strategies.parallel_sgd import ParallelSGD
-from trainpool.strategies.protocol import AnyStrategy, Assignment, Plan, ShardPlan, State, Strategy
+from trainpool.strategies.protocol import AnyStrategy, Assignment, Plan, ShardPlan, State, Strategy, check, misfit
 from trainpool.strategies.ringmaster import Ringmaster
 from trainpool.strategies.serial import Serial
 from trainpool.strategies.staleness_aware import StalenessAware
@@ -107,7 +107,7 @@ def build(name: str, options: dict[str, Any] | None = None) -> AnyStrategy:
     """The strategy of that name with the given hyper-parameters; values may be strings, as a command line has them.
 
     Raises:
-        ConfigError: no such strategy or hyper-parameter, or a value of the wrong type.
+        ConfigError: no such strategy or hyper-parameter, or a value of the wrong type or out of bounds.
     """
     kinds = discover()
     if name not in kinds:
@@ -119,6 +119,8 @@ def build(name: str, options: dict[str, Any] | None = None) -> AnyStrategy:
             hint = did_you_mean(option, known)
             raise ConfigError(f"{name} has no setting {option!r}{hint}; it has {', '.join(known) or 'none'}")
     try:
-        return msgspec.convert(options, kind, strict=False)
+        strategy = msgspec.convert(options, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{name}: {error}") from error
+        raise misfit(name, error) from error
+    check(strategy)
+    return strategy

@@ -7,9 +7,10 @@ Rule (scaled form), with x_i the solution on shard i, z the consensus, u_i the s
     z   ← argmin g(z) + (Nρ/2)‖z - mean(x̂_i + u_i)‖²              prox of g: shrinks for `l2`, soft-thresholds for `l1`
     u_i ← u_i + x̂_i - z
 
-Reported each round: r = ‖(x_i - z)_i‖, s = ρ√N‖z - z_old‖, and Boyd's stopping rule (section 3.3.1)
-r < √(pN) ε_abs + ε_rel max(‖x‖, √N‖z‖) and s < √(pN) ε_abs + ε_rel ρ‖u‖. Residual balancing (section 3.4.1):
-ρ ← 2ρ if r > 10 s, ρ ← ρ/2 if s > 10 r, and u ← u ρ_old/ρ_new since u is scaled by 1/ρ.
+Reported each round: r = ‖(x_i - z)_i‖, s = R√N‖z - z_old‖, and Boyd's stopping rule (section 3.3.1)
+r < √(pN) ε_abs + ε_rel max(‖x‖, √N‖z‖) and s < √(pN) ε_abs + ε_rel R‖u‖, with p parameters, n samples and R = ρ n/N,
+which is Boyd's ρ (below). Residual balancing (section 3.4.1): ρ ← 2ρ if r > 10 s, ρ ← ρ/2 if s > 10 r, and
+u ← u ρ_old/ρ_new since u is scaled by 1/ρ.
 
 Citation: Boyd, S., Parikh, N., Chu, E., Peleato, B., Eckstein, J.: "Distributed Optimization and Statistical Learning
 via the Alternating Direction Method of Multipliers", Foundations and Trends in Machine Learning 3(1), 2011, sections
@@ -18,6 +19,8 @@ Deviations and traps:
 - Losses are means, so f_i = (N n_i/n)·(mean loss on shard i): Σ f_i is N times the mean loss of all samples, shards of
   any size get their due weight, and ρ, `l1`, `l2` are in units of the mean loss. A worker sees the mean loss alone, so
   its task carries ρ n/(N n_i). The average in z is never weighted: that would be wrong.
+- Boyd's f_i are sums of losses, n/N times as large, and so are his ρ and s, but not r and ε_abs, with which his rules
+  compare s: R puts it into his unit. In the unit of mean losses the rule would stop far from a lasso's optimum.
 - The local solve is inexact: SGD steps from z. It needs learning rate·(L + ρ) < 2, L the loss's curvature.
 - Put weight decay in g (`l2`), not in the recipe. Momentum starts anew each round, as it must when z has moved.
 - Duals belong to shards, not to workers: whoever trains a shard continues its dual.
@@ -27,13 +30,13 @@ Deviations and traps:
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from msgspec import Meta
 
-from trainpool.errors import ConfigError
-from trainpool.messages import ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, is_finite_positive
+from trainpool.messages import Count, NotNegative, Positive, ShardId, Update
+from trainpool.strategies.protocol import Assignment, Plan, check
 from trainpool.vector import CHUNK, ROW, Vector, add_squares, rows, share
 
 __all__ = ["ADMM"]
@@ -81,23 +84,23 @@ class ADMM:
 
     asynchronous: ClassVar[bool] = False
 
-    rho: float = 0.01
+    rho: Positive = 0.01
     """ρ: the strength of the pull, in units of the mean loss's curvature."""
-    relaxation: float = 1.5
+    relaxation: Annotated[float, Meta(gt=0, lt=2)] = 1.5
     """α: over-relaxation, 1 (none) to below 2."""
-    l2: float = 0.0
+    l2: NotNegative = 0.0
     """Weight of (l2/2)‖z‖² in the mean loss: weight decay, done right."""
-    l1: float = 0.0
+    l1: NotNegative = 0.0
     """Weight of l1·‖z‖₁ in the mean loss: sparsity."""
-    rounds: int = 0
+    rounds: Count = 0
     """Rounds in the run; 0 makes ten a pass, but none of fewer than ten steps."""
-    balance_rounds: int = 0
+    balance_rounds: Count = 0
     """Rounds in which ρ follows the residuals; 0 keeps ρ fixed."""
     stop: bool = False
     """Whether to finish early, when the stopping rule is met."""
-    absolute_tolerance: float = 1e-4
+    absolute_tolerance: NotNegative = 1e-4
     """ε_abs."""
-    relative_tolerance: float = 1e-2
+    relative_tolerance: NotNegative = 1e-2
     """ε_rel."""
 
     def shards(self, workers: int) -> int:
@@ -106,10 +109,7 @@ class ADMM:
 
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters with zero duals."""
-        if not is_finite_positive(self.rho) or not 0 < self.relaxation < 2:
-            raise ConfigError("admm: rho must be above 0, relaxation between 0 and 2")
-        if min(self.l1, self.l2, self.rounds, self.balance_rounds) < 0:
-            raise ConfigError("admm: l1, l2, rounds and balance_rounds must not be negative")
+        check(self)
         duals = {shard.id: np.zeros_like(parameters) for shard in plan.shards}
         solutions = {shard.id: np.zeros_like(parameters) for shard in plan.shards}
         return State(plan, parameters.copy(), 0, plan.rounds(self.rounds), self.rho, duals, solutions, (), None)
@@ -180,11 +180,12 @@ class ADMM:
         share(z.size, agree)
         primal, x_square, u_square, moved, z_square = (math.fsum(line) for line in squares.tolist())
         floor = (z.size * N) ** 0.5 * self.absolute_tolerance
+        R = rho * state.plan.samples / N
         residuals = Residuals(
             primal=primal**0.5,
-            dual=rho * (N * moved) ** 0.5,
+            dual=R * (N * moved) ** 0.5,
             primal_tolerance=floor + self.relative_tolerance * max(x_square, N * z_square) ** 0.5,
-            dual_tolerance=floor + self.relative_tolerance * rho * u_square**0.5,
+            dual_tolerance=floor + self.relative_tolerance * R * u_square**0.5,
         )
         state = replace(state, version=state.version + 1, answered=(), residuals=residuals)
         return self.balance(state) if state.version <= self.balance_rounds else state

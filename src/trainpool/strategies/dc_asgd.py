@@ -24,8 +24,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from trainpool.messages import Count, Fraction, NotNegative, Positive, ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished
-from trainpool.strategies.reducer import cautious, check
+from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
+from trainpool.strategies.reducer import cautious
 from trainpool.vector import CHUNK, Vector, share
 
 __all__ = ["DCASGD"]

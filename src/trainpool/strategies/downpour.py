@@ -11,8 +11,8 @@ the appendix. Adagrad: Duchi, J., Hazan, E., Singer, Y., JMLR 12, 2011.
 Deviations and traps:
 - The paper's client pushes on step 0 and fetches before it pushes, so with n > 1 it discards n-1 local gradients and
   is not SGD even with one worker. In task form (fetch at the start, push at the end) one worker with α = η is.
-- Adagrad sees the square of the *accrued* gradient, (Σ g)², not Σ g². `accrue="mean"` pushes g/n, which makes γ
-  independent of n; `accrue="sum"` is the paper's. The paper itself only used n = 1, where they agree.
+- Adagrad sees the square of the *accrued* gradient, (Σ g)², not Σ g². `accrue="mean"` gives it g/n, `accrue="sum"` is
+  the paper's. The paper itself only used n = 1, where they agree. The sgd rule always steps along the sum.
 - Adagrad's first step is γ·sign(g), which is huge, and 0/0 where g = 0: hence ε = 1e-10 and the warm start, in which
   one replica trains alone (the paper's figures start from plain SGD) while G already accumulates.
 - γ follows the recipe's schedule, as α does; the paper's γ is constant, which is `schedule="constant"` here. With a
@@ -22,13 +22,13 @@ Deviations and traps:
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from msgspec import Meta
 
-from trainpool.errors import ConfigError
-from trainpool.messages import ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, is_finite_positive
+from trainpool.messages import Count, NotNegative, Positive, ShardId, Update
+from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
 from trainpool.vector import CHUNK, Vector, share
 
 __all__ = ["Downpour"]
@@ -55,19 +55,19 @@ class Downpour:
 
     asynchronous: ClassVar[bool] = True
 
-    steps: int = 20
+    steps: Count = 20
     """n: local steps between fetch and push; 0 lets the pace decide. The paper used 1."""
     server: Literal["adagrad", "sgd"] = "adagrad"
     """How the server steps."""
-    learning_rate: float = 0.01
+    learning_rate: Positive = 0.01
     """γ of adagrad, where the recipe's schedule is at its peak; it falls as the workers' rate does."""
-    factor: float = 1.0
+    factor: Positive = 1.0
     """η/α of sgd, and of the warm start: 1 moves the parameters as far as the worker went."""
-    epsilon: float = 1e-10
+    epsilon: NotNegative = 1e-10
     """Added to √G, against 0/0."""
     accrue: Literal["sum", "mean"] = "sum"
-    """Whether the accrued gradient is the sum over a task's steps, as in the paper, or their mean."""
-    warm_start: float = 0.05
+    """Whether Adagrad takes the sum of a task's gradients, as in the paper, or their mean."""
+    warm_start: Annotated[float, Meta(ge=0, le=1)] = 0.05
     """The part of the run, 0 to 1, that one replica trains alone; with the plain sgd rule on the server."""
 
     def shards(self, workers: int) -> int:
@@ -76,12 +76,7 @@ class Downpour:
 
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters with G = 0."""
-        if self.server not in ("adagrad", "sgd") or self.accrue not in ("sum", "mean"):
-            raise ConfigError("downpour: server is 'adagrad' or 'sgd', accrue is 'sum' or 'mean'")
-        if self.steps < 0 or not 0 <= self.warm_start <= 1 or self.epsilon < 0:
-            raise ConfigError("downpour: steps and epsilon must not be negative, warm_start must lie in 0 to 1")
-        if not is_finite_positive(self.learning_rate) or not is_finite_positive(self.factor):
-            raise ConfigError("downpour: learning_rate and factor must be above 0")
+        check(self)
         squares = np.zeros_like(parameters if self.server == "adagrad" else parameters[:0])
         return State(plan, parameters.copy(), 0, squares, Tally(), 0)
 
@@ -107,25 +102,25 @@ class Downpour:
         # A warm-up begins at rate 0, where a task moves nothing and has no gradient to tell.
         accrued = 1 / update.rate if update.rate else 0.0
         accrued /= update.steps if self.accrue == "mean" else 1
-        adagrad, warming = self.server == "adagrad", self.warming(state)
-        if adagrad and not warming:
-            rate = self.learning_rate * update.rate / state.plan.recipe.learning_rate
-        else:
-            rate = self.factor * update.rate
+        adagrad = self.server == "adagrad"
+        plain = not adagrad or self.warming(state)
+        rate = self.learning_rate * update.rate / state.plan.recipe.learning_rate
 
         def step(parts: Sequence[slice]) -> None:
             scratch = np.empty((2, min(CHUNK, w.size)), w.dtype)
             for part in parts:
                 g, move = scratch[:, : part.stop - part.start]
-                np.multiply(update.delta[part], number(accrued), out=g)
-                np.multiply(g, number(rate), out=move)
                 if adagrad:
+                    np.multiply(update.delta[part], number(accrued), out=g)
+                    np.multiply(g, number(rate), out=move)
                     g *= g
                     G[part] += g
-                    if not warming:
-                        np.sqrt(G[part], out=g)
-                        g += number(self.epsilon)
-                        move /= g
+                if plain:  # η g = factor·delta
+                    np.multiply(update.delta[part], number(self.factor), out=move)
+                else:
+                    np.sqrt(G[part], out=g)
+                    g += number(self.epsilon)
+                    move /= g
                 w[part] -= move
 
         share(w.size, step)

@@ -14,12 +14,13 @@ Deviations and traps:
   a shard, so that any worker can go on with it, and the exchange is made when the task's answer comes. The state holds
   p + 1 models.
 - A replica is as old as its shard's last task, and centres that moved meanwhile do not make it stale: the exchange
-  compares it with the centre of the time.
+  compares it with the centre of the time. So no bound of staleness holds for its tasks.
 - It gains from exploring: replicas differ, and few exchanges suffice. The centre lags behind them, so the learning rate
   should fall towards the end, as the default schedule's does.
 - The momentum variant (EAMSGD) needs a velocity per replica; momentum in the recipe starts anew with each task.
 """
 
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -28,8 +29,7 @@ import numpy as np
 
 from trainpool.errors import ConfigError
 from trainpool.messages import Count, NotNegative, ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished
-from trainpool.strategies.reducer import check
+from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
 from trainpool.vector import CHUNK, Vector, share
 
 __all__ = ["EASGD"]
@@ -80,7 +80,9 @@ class EASGD:
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """The shard's replica."""
         progress = state.tally.progress(state.plan)
-        return Assignment(state.replicas[shard], progress, 0.0, self.steps or None, flexible=self.flexible)
+        return Assignment(
+            state.replicas[shard], progress, 0.0, self.steps or None, flexible=self.flexible, limit=sys.maxsize
+        )
 
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Move the replica to where the task ended, then let it and the centre attract each other."""

@@ -17,6 +17,8 @@ Deviations and traps:
   fall with the recipe's schedule.
 - The paper's β₁ = 0.9 remembers ten rounds, of thousands; the default remembers two.
 - A round asks for all shards; the paper samples clients.
+- Algorithm 2 takes the plain mean of the deltas. Here each counts by the samples that it was trained on, as in FedAvg:
+  slow workers' tasks have fewer steps. Where all tasks have equally many samples it is the same.
 """
 
 from dataclasses import dataclass

@@ -23,9 +23,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from trainpool.errors import ConfigError
-from trainpool.messages import ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan
+from trainpool.messages import Count, ShardId, Update
+from trainpool.strategies.protocol import Assignment, Plan, check
 from trainpool.vector import CHUNK, Vector, share
 
 __all__ = ["ParallelSGD"]
@@ -81,7 +80,7 @@ class ParallelSGD:
 
     asynchronous: ClassVar[bool] = False
 
-    rounds: int = 0
+    rounds: Count = 0
     """How often the models are averaged; 1 is the published method; 0 averages ten times a pass,
     but not more often than every ten steps."""
 
@@ -91,8 +90,7 @@ class ParallelSGD:
 
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters."""
-        if self.rounds < 0:
-            raise ConfigError(f"parallel-sgd: rounds must be 0 or more, not {self.rounds}")
+        check(self)
         rounds = plan.rounds(self.rounds)
         return State(plan, parameters.copy(), 0, rounds, np.zeros_like(parameters), 0, 0, {})
 

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 
+from trainpool.errors import ConfigError
 from trainpool.messages import Recipe, ShardId, Update
 from trainpool.vector import Vector
 
-__all__ = ["Assignment", "Plan", "ShardPlan", "State", "Strategy", "Tally", "Unfinished"]
+__all__ = ["Assignment", "Plan", "ShardPlan", "State", "Strategy", "Tally", "Unfinished", "check", "misfit"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ class Assignment(msgspec.Struct, frozen=True, gc=False):
     """Whether `steps` is meant for the fastest worker: a slower one then gets fewer, in proportion to its speed, so
     that all tasks last equally long, and one that must leave early may answer with the steps that it has."""
     limit: int | None = None
-    """The staleness above which the answer is of no use: it is refused, and its samples are trained again."""
+    """The staleness above which the answer is of no use: it is refused, and its samples are trained again. None leaves
+    it to the run's bound; `sys.maxsize` takes any."""
     rebased: bool = False
     """Whether the update must come with the parameters that the task carried, as `Update.base`."""
     anchor: Vector | None = None
@@ -203,9 +205,27 @@ class Strategy(Protocol[S]):
         """Numbers of the method's own that a person may want to follow, by name."""
 
 
-def is_finite_positive(value: float) -> bool:
-    """Whether a hyper-parameter is a number above zero."""
-    return math.isfinite(value) and value > 0
-
-
 AnyStrategy = Strategy[Any]
+
+
+def check(strategy: AnyStrategy) -> None:
+    """Compare a strategy's settings with their types and bounds; rules that join several settings are `init`'s own.
+
+    Raises:
+        ConfigError: one does not fit, or is not finite; the method and the setting are named.
+    """
+    method = type(strategy).__module__.rpartition(".")[2].replace("_", "-")
+    values = msgspec.to_builtins(strategy)
+    try:
+        msgspec.convert(values, type(strategy))
+    except msgspec.ValidationError as error:
+        raise misfit(method, error) from error
+    for setting, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{method}: {setting}: must be finite, not {value}")
+
+
+def misfit(method: str, error: msgspec.ValidationError) -> ConfigError:
+    """What is wrong with a setting, on one line."""
+    text, _, setting = str(error).partition(" - at `$.")
+    return ConfigError(f"{method}: {setting.rstrip('`')}: {text}")

@@ -19,19 +19,16 @@ round trains less, and the next one begins where the samples say. A buffer's tas
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
-import msgspec
 import numpy as np
 
-from trainpool.errors import ConfigError
 from trainpool.messages import ShardId, Update
 from trainpool.strategies.outer import Outer
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished
+from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
 from trainpool.vector import CHUNK, Vector, norm, share
 
-__all__ = ["Average", "Discount", "Held", "Preset", "Reducer", "State", "Weights", "cautious", "check"]
+__all__ = ["Average", "Discount", "Held", "Preset", "Reducer", "State", "Weights", "cautious"]
 
 DiscountRule: TypeAlias = Literal["constant", "polynomial", "hinge", "inverse"]
 Weights: TypeAlias = Literal["samples", "uniform"]
@@ -287,24 +284,6 @@ def cautious(plan: Plan) -> float:
     that there are four shards a worker.
     """
     return min(0.35, 8 / len(plan.shards))
-
-
-def check(strategy: Any) -> None:
-    """Compare a strategy's settings with their types and bounds.
-
-    Raises:
-        ConfigError: one does not fit; the method and the setting are named.
-    """
-    method = type(strategy).__module__.rpartition(".")[2].replace("_", "-")
-    values = msgspec.to_builtins(strategy)
-    try:
-        msgspec.convert(values, type(strategy))
-    except msgspec.ValidationError as error:
-        text, _, setting = str(error).partition(" - at `$.")
-        raise ConfigError(f"{method}: {setting.rstrip('`')}: {text}") from error
-    for setting, value in values.items():
-        if isinstance(value, float) and not isfinite(value):
-            raise ConfigError(f"{method}: {setting}: must be finite")
 
 
 class Preset(ABC):
