@@ -1,5 +1,6 @@
 """Comparisons: what is asked, which trials follow, what survives an interruption, and what the numbers mean."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import trainpool as tp
 from trainpool import compare as comparing
 from trainpool.compare import RESULTS, TRIALS, compare, outcomes, rehearse
+from trainpool.crew import perform
 from trainpool.errors import ConfigError, RunError
 from trainpool.kernels.torch import vector_of
 from trainpool.machines import Machines
@@ -20,7 +23,7 @@ from trainpool.pools.usage import Span
 from trainpool.question import Method, Question, differences, experiments
 from trainpool.results import REFERENCE, Capacity, Results, Spread, best_rate
 from trainpool.tables import COLUMNS, Units, headline
-from trainpool.trial import Outcome, Point, Timeline, Trial, Work
+from trainpool.trial import Bench, Outcome, Point, Timeline, Trial, Work
 
 MACHINES = Machines(workers=4, spread=4.0, speed=400.0, bandwidth=(20e6, 100e6), latency=0.01)
 
@@ -156,8 +159,6 @@ def test_spreads_count_what_never_came() -> None:
     assert Spread.of([None]) == Spread(None, None, None)
     assert Spread.of([3, None]) == Spread(None, 3, None)
     assert Spread.of([0.5, None, 0.7], absent=-np.inf) == Spread(0.5, None, 0.7)
-    assert Spread(4, 2, None).under(8) == Spread(2, None, 4)
-    assert Spread(4, 2, 8).under(None) == Spread(None, None, None)
 
 
 def test_a_row_has_the_right_numbers() -> None:
@@ -165,13 +166,13 @@ def test_a_row_has_the_right_numbers() -> None:
     assert [row.method for row in found.rows] == ["fast", "slow"]
     fast, slow = found.rows
     assert found.reference.seconds == Spread(15.0, 14.0, 16.0)
-    assert found.reference.speedup.median == 1.0
+    assert found.reference.speedup == Spread(1.0, 1.0, 1.0)
     assert fast.seconds == Spread(6.0, 5.5, 10.0)
-    assert fast.speedup == Spread(2.5, 1.5, 15 / 5.5)
-    assert fast.share == 0.5
+    assert fast.speedup == Spread(14 / 5.5, 15 / 10, 16 / 6)  # seed by seed
+    assert fast.share == pytest.approx(14 / 5.5 / 5)
     assert (slow.seeds, slow.reached) == (3, 2)
     assert slow.seconds == Spread(18.0, 12.0, None)
-    assert slow.speedup == Spread(15 / 18, None, 15 / 12)
+    assert slow.speedup == Spread(16 / 18, None, 14 / 12)
     assert fast.waste.median == pytest.approx(0.2)  # 2000 of 2500 computed samples were merged
     assert fast.utilisation.median == 0.75
     assert (fast.target_down.median, fast.target_up.median) == (10_000, 4_000)
@@ -190,6 +191,10 @@ def test_the_best_rate_is_the_soonest_then_the_most_accurate_then_the_lowest() -
     assert best_rate([one(0.2, 8.0), one(0.1, 8.0)], 0.8) == 0.1
     failed = outcome(Trial("m", 0.9, 0), reach=None, failed="training stopped: nan", accuracy=0.1)
     assert best_rate([failed, one(0.2, None, 0.3)], 0.8) == 0.2
+    soon = outcome(Trial("m", 0.9, 0), reach=5.5, failed="training stopped: nan")
+    assert best_rate([soon, one(0.2, 6.0)], 0.8) == 0.2
+    assert best_rate([soon, one(0.2, None)], 0.8) == 0.2
+    assert best_rate([soon], 0.8) == 0.9
 
 
 def cells(found: Results, method: str) -> dict[str, str]:
@@ -204,11 +209,34 @@ def test_a_seed_that_never_arrives_has_a_speed_up_of_nothing() -> None:
     assert cells(found, "most")["speed-up"] == "2.50× (0.00–3.00)"
 
 
+def test_a_seed_that_only_the_method_gets_through_has_an_endless_speed_up() -> None:
+    found = results_of({REFERENCE: [15.0, None, 16.0], "most": [5.0, 6.0, 8.0]})
+    assert found.rows[0].speedup == Spread(3.0, 2.0, None)
+    assert cells(found, "most")["speed-up"] == "3.00× (2.00–∞)"
+    assert cells(results_of({REFERENCE: [None], "only": [5.0]}), "only")["speed-up"] == "–"
+
+
+def test_the_reference_is_evaluated_where_it_is_due(cache: Path) -> None:
+    asked = question(evaluate_every=0.1, machines=Machines(workers=4, speed=40.0))
+    experiment = experiments(asked, cache)(0)
+    samples = len(experiment.sources()[0])
+    threads = torch.get_num_threads()
+    try:
+        bench = Bench(asked.fleet(Trial(REFERENCE, 0.1, 0)), inline=0)
+        done = perform(asked, Trial(REFERENCE, 0.1, 0), lambda seed: experiment, cache, bench=bench)
+    finally:
+        torch.set_num_threads(threads)
+    seen = [point.samples for point in done.curve]
+    late = [after - before - 0.1 * samples for before, after in itertools.pairwise([0, *seen[:-1]])]
+    assert len(seen) == 10
+    assert all(0 <= one <= 8 for one in late)  # within a step; a task of free length has 80 samples here
+
+
 def test_the_table_says_what_was_never_reached() -> None:
     found = results_of({REFERENCE: [15.0, 15.0], "never": [None, None], "half": [5.0, None], "both": [5.0, 7.0]})
     assert cells(found, "both")["time to target"] == "6 s (5–7)"
-    assert cells(found, "both")["speed-up"] == "2.50× (2.14–3.00)"
-    assert cells(found, "both")["of ideal"] == "50 %"
+    assert cells(found, "both")["speed-up"] == "2.57× (2.14–3.00)"
+    assert cells(found, "both")["of ideal"] == "51 %"
     assert cells(found, "both")["to workers"] == "10 kB (of 20 kB)"
     assert cells(found, "half")["time to target"] == "never (5 s in 1 of 2 seeds)"
     assert cells(found, "never")["time to target"] == "never"

@@ -190,18 +190,19 @@ def test_the_table_on_a_terminal(width: int) -> None:
         console.print(results_table(results, width))
     text = captured.get()
     assert max(map(len, text.splitlines())) <= width
-    for words in ("80 %", "5.5 s", "5–6", "2.82×", "never", "of 20 kB", "parallel-sgd"):
+    for words in ("80 %", "5.5 s", "5–6", "2.83×", "never", "of 20 kB", "parallel-sgd"):
         assert words in text
     assert ("staleness" in text) == (width == 140)
 
 
-def test_coarse_times_and_a_single_seed_are_said() -> None:
+def test_how_finely_times_are_known_and_a_single_seed_are_said() -> None:
     asked = question("downpour", rates=(0.1,), seeds=(0,))
     results, _ = answered(asked, {REFERENCE: [15.0], "downpour": [6.0]})
     said = " ".join(notes(results))
     assert "There is one seed" in said
-    assert "serial 10 s between" in said  # the evaluation before the one at 15 s was at 5 s
-    assert "downpour" not in said
+    assert "time between evaluations: downpour 1 s, serial 10 s." in said  # at 5 s was the one before
+    assert "A smaller --evaluate-every" in said  # two thirds of 15 s
+    assert "smaller" not in " ".join(notes(answered(asked, {REFERENCE: [5.5], "downpour": [6.0]})[0]))
 
 
 def test_progress_in_lines(capsys: pytest.CaptureFixture[str]) -> None:

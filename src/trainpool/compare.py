@@ -223,6 +223,7 @@ def rehearse(question: Question, labels: list[str], make: Experiments, cache: Pa
     from trainpool import training
 
     experiment, configs = make(question.seeds[0]), {}
+    samples = len(experiment.sources()[0])
     for label in dict.fromkeys([question.labels[0], *labels]):
         trial = Trial(label, question.rates[0], question.seeds[0])
         recipe = msgspec.structs.replace(question.recipe, learning_rate=trial.rate)
@@ -230,7 +231,7 @@ def rehearse(question: Question, labels: list[str], make: Experiments, cache: Pa
             configs[label] = training.begin(
                 experiment,
                 out=folder,
-                strategy=question.strategy(label),
+                strategy=question.strategy(label, samples),
                 recipe=recipe,
                 pool=Bench(question.fleet(trial)),
                 seed=trial.seed,

@@ -2,20 +2,21 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from trainpool import __version__, auto, strategies
+from trainpool import __version__, auto
 from trainpool.config import source_digest
 from trainpool.errors import ConfigError
 from trainpool.machines import Machines
 from trainpool.messages import Recipe
 from trainpool.pools.fleet import Fleet
 from trainpool.results import REFERENCE, Capacity
-from trainpool.strategies import AnyStrategy
+from trainpool.strategies import AnyStrategy, Serial
 from trainpool.trial import Trial
 
 if TYPE_CHECKING:
@@ -137,10 +138,17 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """How many there will be."""
         return (1 + len(self.methods)) * (len(self.rates) + len(self.seeds) - 1)
 
-    def strategy(self, label: str) -> AnyStrategy | str:
-        """The strategy of the method with that label; `auto` is chosen when a trial begins."""
+    def strategy(self, label: str, samples: int) -> AnyStrategy | str:
+        """The strategy of the method with that label, with so much training data; `auto` is chosen when a trial begins.
+
+        The reference's tasks end where an evaluation is due. With tasks of some seconds it would be evaluated more
+        coarsely than many machines together, whose tasks are as long, and every speed-up would be a guess.
+        """
         method = next((method for method in self.methods if method.label == label), None)
-        return strategies.build(REFERENCE) if method is None else auto.named(method.strategy, method.settings)
+        if method is not None:
+            return auto.named(method.strategy, method.settings)
+        every = max(1, round(self.evaluate_every * samples))
+        return Serial(steps=math.ceil(every / (self.recipe.batch_size or samples)))
 
     def fleet(self, trial: Trial) -> Fleet:
         """The machines that a trial runs on."""
