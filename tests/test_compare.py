@@ -22,7 +22,7 @@ from trainpool.pools.fleet import Fleet, Machine
 from trainpool.pools.usage import Span
 from trainpool.question import Method, Question, differences, experiments
 from trainpool.results import REFERENCE, Capacity, Results, Spread, best_rate
-from trainpool.tables import COLUMNS, Units, headline
+from trainpool.tables import COLUMNS, Units, headline, notes
 from trainpool.trial import Bench, Outcome, Point, Timeline, Trial, Work
 
 MACHINES = Machines(workers=4, spread=4.0, speed=400.0, bandwidth=(20e6, 100e6), latency=0.01)
@@ -274,7 +274,8 @@ def performed(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
 
     def pretend(asked: Question, trial: Trial, make: object, cache: Path) -> Outcome:
         run.append(trial)
-        reach = {"parallel-sgd": 12.0, "downpour": 8.0, REFERENCE: 19.0}[trial.method] / (1 + trial.rate)
+        away = abs(trial.rate - 0.25)
+        reach = {"parallel-sgd": 12.0, "downpour": 8.0, REFERENCE: 15.0}[trial.method] * (1 + away)
         return outcome(trial, asked.hash, reach=reach + trial.seed / 10)
 
     monkeypatch.setattr(comparing, "perform", pretend)
@@ -288,15 +289,45 @@ def fake(seed: int) -> tp.Experiment:
 
 
 def test_the_grid_has_one_seed_and_the_best_rate_has_all(performed: list[Trial], tmp_path: Path) -> None:
-    asked = question(seeds=(3, 4, 5), rates=(0.1, 0.2, 0.3))
-    found = compare(asked, tmp_path / "c", make=fake)
-    assert len(performed) == asked.trials == 3 * 5
+    asked, totals = question(seeds=(3, 4, 5), rates=(0.1, 0.3, 0.5)), []
+
+    class Ear:
+        def tell(self, news: object, done: int, total: int) -> None:
+            totals.append(total)
+
+    found = compare(asked, tmp_path / "c", make=fake, follower=Ear())
+    assert len(performed) == 3 * 5
+    assert set(totals) == {3 * 5}
     for label in asked.labels:
         mine = {(trial.rate, trial.seed) for trial in performed if trial.method == label}
-        assert mine == {(0.1, 3), (0.2, 3), (0.3, 3), (0.3, 4), (0.3, 5)}  # the highest rate is the soonest here
+        assert mine == {(0.1, 3), (0.3, 3), (0.5, 3), (0.3, 4), (0.3, 5)}  # 0.25 would be the soonest
     assert [row.rate for row in found.rows] == [0.3, 0.3]
     assert found.rows[0].method == "downpour"
-    assert [point.rate for point in found.rows[0].grid] == [0.1, 0.2, 0.3]
+    assert [point.rate for point in found.rows[0].grid] == [0.1, 0.3, 0.5]
+    assert not found.rows[0].edge
+
+
+@pytest.mark.parametrize(
+    ("asked", "tried", "best", "edge"),
+    [
+        ((0.05, 0.1), [0.05, 0.1, 0.2, 0.4], 0.2, False),
+        ((0.01, 0.02), [0.01, 0.02, 0.04, 0.08], 0.08, True),  # twice at most
+        ((0.8, 0.4), [0.1, 0.2, 0.4, 0.8], 0.2, False),
+        ((0.5, 0.6, 4.0), [0.125, 0.25, 0.5, 0.6, 4.0], 0.25, False),
+        ((0.1,), [0.1], 0.1, False),
+    ],
+)
+def test_a_grid_grows_while_its_best_is_at_an_end(
+    performed: list[Trial], tmp_path: Path, asked: tuple[float, ...], tried: list[float], best: float, edge: bool
+) -> None:
+    found = compare(question(rates=asked), tmp_path / "c", make=fake)
+    for row in (*found.rows, found.reference):
+        assert [point.rate for point in row.grid] == tried
+        assert (row.rate, row.edge) == (best, edge)
+        assert {trial.rate for trial in performed if trial.method == row.method and trial.seed == 1} == {best}
+    said = " ".join(notes(found))
+    assert ("At the edge of the grid" in said) == edge
+    assert all(f"{rate:g}" in said for rate in tried)
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(
@@ -362,7 +393,7 @@ def test_other_data_are_not_mixed_in(
         with pytest.raises(RunError, match="the data have changed since the comparison began"):
             compare(question(), out, make=other, cache=cache)
     compare(question(), out, make=make(1), cache=cache)
-    assert len(list((out / TRIALS).iterdir())) == question().trials
+    assert len(list((out / TRIALS).iterdir())) == len(performed) - 1
 
 
 def test_other_code_is_not_mixed_in(performed: list[Trial], tmp_path: Path) -> None:

@@ -207,13 +207,13 @@ def test_how_finely_times_are_known_and_a_single_seed_are_said() -> None:
 
 def test_progress_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     trial = Trial("downpour", 0.1, 0)
-    with Screen(3) as screen:
-        screen.tell(trial, 1)
-        screen.tell(outcome(trial), 2)
+    with Screen() as screen:
+        screen.tell(trial, 1, 3)
+        screen.tell(outcome(trial), 2, 3)
     said = capsys.readouterr().err
     assert "2 of 3  downpour, rate 0.1, seed 0: 90.00 % at the end, 20 virtual s" in said
-    with Screen(3, quiet=True) as screen:
-        screen.tell(outcome(trial), 1)
+    with Screen(quiet=True) as screen:
+        screen.tell(outcome(trial), 1, 3)
     assert capsys.readouterr().err == ""
 
 

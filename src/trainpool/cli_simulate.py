@@ -172,7 +172,11 @@ def compare(
     epochs: Annotated[float, typer.Option(help="Passes over the training data: the budget of every training.")] = 3,
     seeds: Annotated[str, typer.Option(help="How many, or which, with commas.")] = "3",
     rates: Annotated[
-        str, typer.Option(help="Peak learning rates; each method takes its best, found with the first seed.")
+        str,
+        typer.Option(
+            help="Peak learning rates; each method takes its best, found with the first seed. Where that is the lowest "
+            "or the highest, half or twice of it is tried too, at most twice each way."
+        ),
     ] = "0.05,0.1,0.2",
     rate: Annotated[float | None, typer.Option(help="One learning rate for all methods: no tuning.")] = None,
     batch_size: options.BatchSize = None,
@@ -219,7 +223,7 @@ def compare(
             question = asked
         from trainpool.screen import Screen, print_results
 
-        with Screen(question.trials, quiet) as screen:
+        with Screen(quiet) as screen:
             try:
                 found = answer(question, folder, cache=options.cache_of(cache), follower=screen, processes=processes)
             except KeyboardInterrupt:

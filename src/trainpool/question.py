@@ -66,7 +66,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seeds: tuple[int, ...] = (0, 1, 2)
     """The first one tunes the learning rate."""
     rates: tuple[float, ...] = (0.05, 0.1, 0.2)
-    """Peak learning rates to choose from; a single one is no tuning."""
+    """Peak learning rates to choose from, and more where a method's best is the lowest or the highest; a single one is
+    no tuning."""
     recipe: Recipe = Recipe()
     """What a worker does; its learning rate does not count."""
     experiment: str = ""
@@ -132,11 +133,6 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """What its machines could do."""
         fleet = self.machines.fleet()
         return Capacity(fleet.total, fleet.best)
-
-    @property
-    def trials(self) -> int:
-        """How many there will be."""
-        return (1 + len(self.methods)) * (len(self.rates) + len(self.seeds) - 1)
 
     def strategy(self, label: str, samples: int) -> AnyStrategy | str:
         """The strategy of the method with that label, with so much training data; `auto` is chosen when a trial begins.

@@ -69,7 +69,7 @@ def report(question: Question, results: Results, done: Mapping[Trial, Outcome]) 
         section("Accuracy", '<div class="pair">', *accuracy(results, taken), "</div>"),
         section("Time to the target", times(results, question.labels)),
         section("Where the time went", timeline(results, taken)),
-        section("Learning rates", grid(results, question)),
+        section("Learning rates", grid(results)),
         section("The question", facts(question, results), f"<pre>{escape(command(question))}</pre>"),
         section("What the columns mean", meanings()),
         section("What this is, and is not", honesty()),
@@ -176,23 +176,27 @@ def timeline(results: Results, taken: Mapping[str, Sequence[Outcome]]) -> str:
     )
 
 
-def grid(results: Results, question: Question) -> str:
-    """Every learning rate of the grid."""
-    units = Units.of(results)
-    heads = "".join(f'<th scope="col">{rate:g}</th>' for rate in sorted(question.rates))
+def grid(results: Results) -> str:
+    """Every learning rate that was tried."""
+    units, rows = Units.of(results), (*results.rows, results.reference)
+    rates = sorted({point.rate for row in rows for point in row.grid})
+    heads = "".join(f'<th scope="col">{rate:g}</th>' for rate in rates)
     body = []
-    for row in (*results.rows, results.reference):
-        cells = []
-        for point in row.grid:
+    for row in rows:
+        cells, points = [], {point.rate: point for point in row.grid}
+        for rate in rates:
+            if (point := points.get(rate)) is None:
+                cells.append("<td></td>")
+                continue
             first = f"{units.time(point.seconds)} {units.name}" if point.seconds is not None else "never"
             text = f"{first}<small>{'failed' if point.failed else percent(point.accuracy, 2)}</small>"
             cells.append(f"<td>{f'<strong>{text}</strong>' if point.rate == row.rate else text}</td>")
         body.append(f'<tr><th scope="row">{escape(row.method)}</th>{"".join(cells)}</tr>')
-    rows = "\n".join(body)
+    lines = "\n".join(body)
     return (
         '<div class="scroll"><table>\n<caption>Time to the target, and accuracy at the end below it, with the first '
         "seed. Bold is what was taken; a best rate at the edge of the grid may not be the best there is.</caption>\n"
-        f'<thead><tr><th scope="col">peak learning rate</th>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n'
+        f'<thead><tr><th scope="col">peak learning rate</th>{heads}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n'
         "</table></div>"
     )
 

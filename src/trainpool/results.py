@@ -2,16 +2,18 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from trainpool.trial import Outcome
 
-__all__ = ["REFERENCE", "Capacity", "Results", "Row", "Spread", "Tuning", "best_rate", "row"]
+__all__ = ["REFERENCE", "Capacity", "Results", "Row", "Spread", "Tuning", "best_rate", "grid", "row"]
 
 REFERENCE = "serial"
 """The method that runs on the fastest machine alone, which every speed-up is measured against."""
+WIDER = 2
+"""How often a grid of learning rates is extended beyond each of its ends."""
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -61,7 +63,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     rate: float
     """The peak learning rate that was taken."""
     grid: tuple[Tuning, ...]
-    """What it was chosen from; a single one is no choice."""
+    """What it was chosen from, the lowest first; a single one is no choice."""
     seeds: int
     reached: int
     """Seeds that reached the target."""
@@ -96,6 +98,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes to workers for the whole budget."""
     bytes_up: Spread
     """Bytes back for the whole budget."""
+
+    @property
+    def edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest that was tried, so that a better one may lie beyond."""
+        return len(self.grid) > 1 and self.rate in (self.grid[0].rate, self.grid[-1].rate)
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +147,25 @@ def best_rate(grid: Iterable[Outcome], target: float) -> float:
     return min(grid, key=rank).trial.rate
 
 
+def grid(rates: Sequence[float], known: Mapping[float, Outcome], target: float) -> list[float]:
+    """The learning rates to be tried, of which some are known: those asked for, and more while the best is at an end.
+
+    Where the lowest of the known ones is the best, half of it follows, and twice the highest likewise. A single rate
+    is no grid.
+    """
+    found = sorted(rates)
+    below = above = WIDER if len(found) > 1 else 0
+    while all(rate in known for rate in found):
+        best = best_rate((known[rate] for rate in found), target)
+        if best == found[0] and below:
+            found, below = [best / 2, *found], below - 1
+        elif best == found[-1] and above:
+            found, above = [*found, 2 * best], above - 1
+        else:
+            break
+    return found
+
+
 def best_of(outcomes: Iterable[Outcome], target: float, first_seed: int) -> list[Outcome]:
     """The outcomes of a method with its best rate, one a seed."""
     found = list(outcomes)
@@ -172,7 +198,7 @@ def row(
         alone: the reference's outcomes, one a seed.
         first_seed: the seed of the grid.
     """
-    grid = sorted((o for o in outcomes if o.trial.seed == first_seed), key=lambda outcome: outcome.trial.rate)
+    tried = sorted((o for o in outcomes if o.trial.seed == first_seed), key=lambda outcome: outcome.trial.rate)
     taken = best_of(outcomes, target, first_seed)
     points = [outcome.reached(target) for outcome in taken]
 
@@ -181,7 +207,7 @@ def row(
 
     speedup = speedups(alone, taken, target)
     tunings = []
-    for outcome in grid:
+    for outcome in tried:
         point = outcome.reached(target)
         tunings.append(Tuning(outcome.trial.rate, point.seconds if point else None, outcome.accuracy, outcome.failed))
     return Row(

@@ -222,10 +222,20 @@ def headline(results: Results) -> str:
 def notes(results: Results) -> list[str]:
     """What to know about the numbers: seeds, tuning, coarse timing, failures; a sentence each."""
     units, rows = Units.of(results), (*results.rows, results.reference)
-    seeds, rates = results.reference.seeds, [f"{point.rate:g}" for point in results.reference.grid]
+    seeds, tried = results.reference.seeds, [[f"{point.rate:g}" for point in row.grid] for row in rows]
+    rates = [rate for rate in tried[-1] if all(rate in each for each in tried)]
     found = [f"Medians over {seeds} seeds, with the range." if seeds > 1 else "There is one seed: no range is known."]
     if len(rates) > 1:
         found.append(f"Each method's learning rate was chosen from {', '.join(rates)}, on the first seed.")
+        more = [
+            f"{', '.join(rate for rate in each if rate not in rates)} ({row.method})"
+            for row, each in zip(rows, tried, strict=True)
+            if len(each) > len(rates)
+        ]
+        if more:
+            found.append(f"Where the best was the lowest or the highest, more were tried: {', '.join(more)}.")
+        if edge := [f"{row.method} ({row.rate:g})" for row in rows if row.edge]:
+            found.append(f"At the edge of the grid all the same, so a better rate may lie beyond: {', '.join(edge)}.")
     else:
         found.append(f"The learning rate is {rates[0]} for all: it was not tuned.")
     known = [(row, row.gap.median, row.seconds.median) for row in rows if row.gap.median is not None]
