@@ -1,5 +1,6 @@
 """What several commands share: their options, and how they answer bad input. Nothing heavy is imported here."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -77,6 +78,15 @@ def polite(debug: bool) -> Iterator[None]:
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def finite(numbers: dict[str, Any]) -> None:
+    """See that the numbers among the options are such; `float` reads nan and inf too."""
+    from trainpool.errors import ConfigError
+
+    for name, value in numbers.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name.replace('_', '-')} must be a finite number, not {value:g}")
 
 
 def pairs(items: list[str] | None, option: str) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def simulate(
         from trainpool import auto
         from trainpool.errors import ConfigError
 
+        options.finite(context.params)
         method = auto.named(strategy, options.pairs(settings, "--set"))
         chosen = options.recipe_of(recipe, learning_rate, batch_size)
         if target is not None and not 0 < target < 1:
@@ -207,6 +208,7 @@ def compare(
     does `trainpool compare --out FOLDER` alone.
     """
     with polite(debug):
+        options.finite(context.params)
         options.needs_torch()
         from trainpool.compare import RESULTS, check, read_question
         from trainpool.compare import compare as answer

@@ -100,6 +100,9 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ConfigError(f"{label} is named twice; {REFERENCE} takes part without being named")
         if not 0 < self.target < 1:
             raise ConfigError(f"the target is an accuracy between 0 and 1, such as 0.88, not {self.target:g}")
+        for key, value in flat(msgspec.to_builtins(self)):
+            if isinstance(value, float) and not math.isfinite(value):  # JSON has no such numbers
+                raise ConfigError(f"{key} must be a finite number, not {value:g}")
         if self.epochs <= 0 or self.evaluate_every <= 0:
             raise ConfigError(f"epochs ({self.epochs:g}) and evaluate_every ({self.evaluate_every:g}) must be above 0")
         for name, values in (("seeds", self.seeds), ("rates", self.rates)):
@@ -157,20 +160,32 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return common | {"shards": 0 if whole else self.shards, "skew": None if whole else self.skew}
 
 
+def flat(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a tree of dictionaries and lists, each with its place, such as `machines.workers`."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from flat(value, f"{place}.{key}" if place else key)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from flat(value, place)
+    else:
+        yield place, tree
+
+
 def differences(old: Question, new: Question) -> dict[str, str]:
     """In what two questions differ, by the field's name (`machines.workers`), as a phrase each."""
 
-    def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    def fields(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in tree.items():
             if isinstance(value, dict) and prefix == "":
-                yield from flat(value, f"{key}.")
+                yield from fields(value, f"{key}.")
             else:
                 yield prefix + key, value
 
     a, b = old.plain(), new.plain()
     for tree in (a, b):
         tree["methods"] = {method["label"]: method["settings"] for method in tree["methods"]}
-    first, second = dict(flat(a)), dict(flat(b))
+    first, second = dict(fields(a)), dict(fields(b))
 
     def shown(value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, list) else str(value)
