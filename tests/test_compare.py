@@ -88,6 +88,19 @@ def test_a_question_is_the_same_after_its_file_and_whole_numbers_are_floats() ->
     assert asked.hash != question("diloco:learning_rate=0.6", machines=Machines(workers=4, spread=4, speed=400)).hash
 
 
+def test_what_could_be_asked_only_later_counts_where_it_is_asked() -> None:
+    plain = question().plain()
+    assert not {"task_seconds", "max_staleness"} & plain.keys()
+    assert not {"crash", "slowdown", "duplicated"} & plain["machines"].keys()
+    asked = [question(), question(task_seconds=0.5), question(max_staleness=0)]
+    asked += [question(machines=msgspec.structs.replace(MACHINES, **{n: 0.25})) for n in ("crash", "duplicated")]
+    asked.append(question(machines=msgspec.structs.replace(MACHINES, slowdown=3.0)))
+    assert len({one.hash for one in asked}) == 6
+    assert differences(asked[0], asked[1]) == {"task_seconds": "task_seconds was not asked about"}
+    paced = asked[1].options("downpour")["pace"], asked[2].options("downpour")["pace"]
+    assert [(pace.target, pace.limit) for pace in paced] == [(0.5, None), (2.0, 0)]
+
+
 def test_differences_are_named() -> None:
     found = differences(
         question(), question("downpour", target=0.7, machines=Machines(workers=5), recipe=tp.Recipe(momentum=0.9))

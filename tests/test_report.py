@@ -222,6 +222,7 @@ def test_progress_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     [
         {},
         {"machines": Machines(workers=5, churn=0.25, session=9.0, hidden=0.1, lost=0.02, seed=4), "seeds": (0, 1, 2)},
+        {"machines": Machines(crash=0.1, slowdown=4.0, duplicated=0.2), "task_seconds": 0.5, "max_staleness": 7},
         {"recipe": tp.Recipe(momentum=0.9, nesterov=True, batch_size=64), "skew": 0.5, "shards": 8, "recalibrate": 2},
         {"model": "resnet20", "norm": "batch", "seeds": (7,), "rates": (0.1,), "evaluate_every": 0.25},
     ],

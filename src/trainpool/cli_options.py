@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from trainpool.experiment import Experiment
     from trainpool.messages import Recipe
+    from trainpool.pace import Pace
 
 ExperimentPlace = Annotated[
     str | None, typer.Argument(help="Your own experiment, as file.py:name; without it, --data and --model.")
@@ -45,6 +46,13 @@ Skew = Annotated[
 EvaluateEvery = Annotated[float, typer.Option(help="Passes between evaluations; 0 is at the end alone.")]
 Recalibrate = Annotated[
     int, typer.Option(help="Batches on which BatchNorm's statistics are measured anew before each evaluation.")
+]
+TaskSeconds = Annotated[
+    float | None, typer.Option(help="How long a task of free length takes; 2 by default. Short tasks cost traffic.")
+]
+MaxStaleness = Annotated[
+    int | None,
+    typer.Option(help="Refuse updates of models that many versions old, where the method sets no bound of its own."),
 ]
 Seed = Annotated[int, typer.Option(help="Of the model's start, the shards and the order of samples.")]
 Cache = Annotated[Path | None, typer.Option(help="Where data and shards are kept between runs.")]
@@ -116,6 +124,13 @@ def recipe_of(items: list[str] | None, learning_rate: float | None, batch_size: 
         return msgspec.convert(options, Recipe, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"the recipe: {error}") from error
+
+
+def pace_of(task_seconds: float | None, max_staleness: int | None) -> "Pace":
+    """The pace that the options describe."""
+    from trainpool.pace import Pace
+
+    return Pace(limit=max_staleness) if task_seconds is None else Pace(target=task_seconds, limit=max_staleness)
 
 
 def kernel_of(name: str) -> Literal["torch", "onnx"]:

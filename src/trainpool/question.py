@@ -4,16 +4,18 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from trainpool import __version__, auto
-from trainpool.config import source_digest
+from trainpool.config import pace_settings, source_digest
 from trainpool.errors import ConfigError
 from trainpool.machines import Machines
 from trainpool.messages import Recipe
+from trainpool.pace import Pace
 from trainpool.pools.fleet import Fleet
 from trainpool.results import REFERENCE, Capacity
 from trainpool.strategies import AnyStrategy, Serial
@@ -26,6 +28,8 @@ __all__ = ["Experiments", "Method", "Question", "differences", "experiments"]
 
 Experiments: TypeAlias = Callable[[int], "Experiment"]
 """From a seed to model and data; the model's first parameters may depend on the seed."""
+LATER = ("task_seconds", "max_staleness")
+LATER_MACHINES = ("crash", "slowdown", "duplicated")
 
 
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +90,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Passes over the data between evaluations: how finely the time to the target is known."""
     recalibrate: int = 0
     """Batches on which BatchNorm's statistics are measured anew before each evaluation."""
+    task_seconds: float | None = None
+    """How long a task of free length takes; the pace's default where left out."""
+    max_staleness: int | None = None
+    """The staleness above which updates are refused, where a method sets no bound of its own."""
     version: str = __version__
     """Of trainpool."""
 
@@ -111,6 +119,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if len({Trial(label, 1.0, 0).name for label in labels}) < len(labels):  # their files must differ
             raise ConfigError(f"the names of the methods are too much alike: {', '.join(labels)}")
         self.machines.fleet()
+        pace_settings(self.pace)
         if self.experiment and not self.experiment_hash:
             msgspec.structs.force_setattr(self, "experiment_hash", source_digest(self.experiment))
 
@@ -125,11 +134,27 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:16]
 
     def plain(self) -> dict[str, Any]:
-        """The question as it comes back from its file: whole numbers where floats belong are floats."""
+        """The question as it comes back from its file: whole numbers where floats belong are floats.
+
+        What could not be asked from the beginning is left out where it is not asked, so that older questions stay the
+        same.
+        """
         recipe = msgspec.structs.replace(self.recipe, learning_rate=1.0)
         text = msgspec.json.encode(msgspec.structs.replace(self, recipe=recipe))
         tree: dict[str, Any] = json.loads(msgspec.json.encode(msgspec.json.decode(text, type=Question)))
+        for name in LATER:
+            if tree[name] is None:
+                del tree[name]
+        for name in LATER_MACHINES:
+            if tree["machines"][name] == getattr(Machines(), name):
+                del tree["machines"][name]
         return tree
+
+    @property
+    def pace(self) -> Pace:
+        """Of every method."""
+        pace = Pace(limit=self.max_staleness)
+        return pace if self.task_seconds is None else replace(pace, target=self.task_seconds)
 
     @property
     def capacity(self) -> Capacity:
@@ -157,6 +182,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """A method's options for `training.begin`: all the same, but that a machine alone has the data in one piece."""
         whole = label == REFERENCE
         common = {name: getattr(self, name) for name in ("epochs", "evaluate_every", "recalibrate")}
+        common |= {"pace": self.pace}
         return common | {"shards": 0 if whole else self.shards, "skew": None if whole else self.skew}
 
 

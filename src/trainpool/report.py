@@ -13,6 +13,12 @@ from trainpool.trial import Outcome, Trial
 
 __all__ = ["command", "report"]
 
+MACHINES = (
+    *("workers", "spread", "speed", "churn", "session", "crash", "latency", "hidden", "slowdown"),
+    *("lost", "duplicated", "trace"),
+)
+"""Of the machines' options, those that are spelt as they are kept."""
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2125; --soft: #5c6670; --page: #ffffff; --card: #f5f6f8; --line: #d9dde2;
   --mark: #0072b2; }
@@ -207,9 +213,13 @@ def facts(question: Question, results: Results) -> str:
     described = m.fleet().describe()
     machines = f"{described['machines']}, from {described['slowest']:,.0f} to {described['fastest']:,.0f} samples/s"
     troubles = [
-        f"away {percent(m.churn, 0)} of the time, after {m.session:g} s on average" if m.churn else "",
-        f"hidden {percent(m.hidden, 0)} of the time" if m.hidden else "",
+        f"away {percent(m.churn, 0)} of the time, after {m.session:g} s on average, {percent(m.crash, 0)} of the times "
+        "without a word"
+        if m.churn
+        else "",
+        f"hidden {percent(m.hidden, 0)} of the time, then {m.slowdown:g} times slower" if m.hidden else "",
         f"{percent(m.lost)} of answers lost" if m.lost else "",
+        f"{percent(m.duplicated)} of answers twice" if m.duplicated else "",
         f"as in {m.trace}" if m.trace else "",
     ]
     cut = f"{question.shards} shards" if question.shards else "each method's own number of shards"
@@ -245,7 +255,7 @@ def command(question: Question) -> str:
         option("loss", question.loss, plain.loss)
         option("norm", question.norm)
     option("strategies", ",".join(method.label for method in question.methods))
-    for name in ("workers", "spread", "speed", "churn", "session", "latency", "hidden", "lost", "trace"):
+    for name in MACHINES:
         option(name, getattr(m, name), getattr(plain.machines, name))
     option("fleet-seed", m.seed, 0)
     if m.bandwidth:
@@ -264,6 +274,8 @@ def command(question: Question) -> str:
     option("skew", question.skew)
     option("evaluate-every", question.evaluate_every, plain.evaluate_every)
     option("recalibrate", question.recalibrate, 0)
+    option("task-seconds", question.task_seconds)
+    option("max-staleness", question.max_staleness)
     return shlex.join([*words, "--out", "runs/compare"])
 
 
