@@ -1,6 +1,7 @@
 """The report: a page that is well-formed, needs nothing from elsewhere, and says what the numbers say."""
 
 import re
+import runpy
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 import trainpool as tp
 from test_compare import MACHINES, outcome, question
 from trainpool import compare as comparing
+from trainpool import strategies
 from trainpool.cli import app
 from trainpool.machines import Machines
 from trainpool.question import Method, Question
@@ -238,3 +240,21 @@ def test_the_command_asks_the_same_question_again(options: dict[str, Any], monke
     monkeypatch.setattr(comparing, "compare", hear)
     CliRunner().invoke(app, shlex.split(command(asked))[1:])
     assert [again.hash for again in heard] == [asked.hash]
+
+
+def test_every_comparison_of_the_benchmarks_can_be_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    matrix = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "matrix.py"))
+    heard: list[Question] = []
+
+    def hear(question: Question, out: Path, **rest: object) -> Results:
+        heard.append(question)
+        raise tp.ConfigError("enough")
+
+    monkeypatch.setattr(comparing, "compare", hear)
+    monkeypatch.chdir(tmp_path)
+    for name in matrix["CASES"]:
+        CliRunner().invoke(app, matrix["command"](name)[1:])
+    assert len({asked.hash for asked in heard}) == len(matrix["CASES"])
+    assert matrix["TITLES"].keys() == matrix["CASES"].keys()
+    tried = {method.strategy for asked in heard for method in asked.methods}
+    assert tried == {"auto", *strategies.discover()} - {REFERENCE, "diloco"}  # auto takes diloco
