@@ -4,7 +4,7 @@ Rounds of few steps with an outer momentum (DiLoCo) came closest to what the mac
 were tried; what has to follow the machines are three numbers:
 
     H      the fewest steps with which the slowest machine still has one to do while the fastest does H, and with
-           which the way there and back takes no more than half as long as the steps
+           which a round trip takes no more than half as long as the steps
     μ, η   such that a round moves the model as far as all its steps would have moved it one after another. The mean
            of n deltas is n times shorter than their sum, and in the long run a mean delta moves the model by η/(1-μ)
            of its length: so η/(1-μ) = n. Momentum does it more gently than a large η, hence μ = 1 - 1/n, up to a
@@ -29,7 +29,7 @@ LEAST = 2
 MOST = 500
 """Steps of a round, as DiLoCo's authors chose; more only lose accuracy."""
 ROOM = 2.0
-"""How many times as long as the way there and back a task should compute."""
+"""How many times as long as a round trip a task should compute."""
 GENTLE = 0.9
 """The largest μ: beyond it a run of some hundred rounds ends before its momentum has settled."""
 BOLD = 2.0
@@ -73,7 +73,7 @@ def choose(conditions: Conditions, size: int) -> Choice:
     if spread > 1:
         why.append(f"the fastest {spread:.3g} times as fast as the slowest")
     if travel:
-        why.append(f"a way there and back as long as {travel:.2g} steps")
+        why.append(f"a round trip takes {travel:.2g} steps")
     return Choice(
         DiLoCo(steps=steps, momentum=momentum, learning_rate=rate),
         f"{', '.join(why)}: rounds of {steps} steps, outer momentum {momentum:g} and rate {rate:g}",
