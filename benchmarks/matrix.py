@@ -19,22 +19,52 @@ from trainpool.tables import COLUMNS, Column, Units, headline, notes
 
 COMMON = "--batch-size 8 --evaluate-every 0.05 --target 0.88"
 THREE = "auto,parallel-sgd,downpour"
+OTHERS = "admm,local-sgd,fedprox,fedopt,fedasync,delayed-nesterov,staleness-aware,dc-asgd,ringmaster,easgd"
+SIXTEEN = "--workers 16 --spread 8 --epochs 0.7"
+CHURN = "--churn 0.2 --session 10"  # runs last some seconds: of stays of a minute most who leave would not come back
 LONG = "--epochs 2.5 --evaluate-every 0.1"
+RESNET = (
+    "--model resnet20 --workers 16 --spread 8 --epochs 1 --rates 0.1,0.2,0.4 --recipe clip_norm=1 --batch-size 8 "
+    "--evaluate-every 0.05 --target 0.83"
+)
 CASES = {
-    "16-spread8": f"--strategies {THREE},fedbuff,fedavg --workers 16 --spread 8 --epochs 0.7 {COMMON}",
-    "16-spread8-churn": f"--strategies {THREE} --workers 16 --spread 8 --churn 0.2 --epochs 0.7 --rate 0.1 {COMMON}",
-    "4-spread8": f"--strategies {THREE} --workers 4 --spread 8 --epochs 0.7 --rate 0.1 {COMMON}",
-    "16-spread1": f"--strategies {THREE} --workers 16 --spread 1 --epochs 0.7 --rate 0.1 {COMMON}",
-    "16-spread8-skew5": f"--strategies {THREE} --workers 16 --spread 8 --skew 5 --epochs 0.7 --rate 0.1 {COMMON}",
-    "16-spread8-skew0.5": f"--strategies {THREE} --workers 16 --spread 8 --skew 0.5 --epochs 0.7 --rate 0.1 {COMMON}",
-    "16-spread8-lines": f"--strategies {THREE} --workers 16 --spread 8 --speed 100 --bandwidth 20:100 --latency 0.05 "
-    f"--epochs 2 --rate 0.1 {COMMON}",
-    "4-spread1": f"--strategies {THREE} --workers 4 --spread 1 --epochs 0.7 --rate 0.1 {COMMON}",
+    "16-spread8": f"--strategies {THREE},fedbuff,fedavg {SIXTEEN} {COMMON}",
+    "16-spread8-others": f"--strategies {OTHERS} {SIXTEEN} --rate 0.1 {COMMON}",
+    "16-spread8-churn": f"--strategies {THREE} {SIXTEEN} {CHURN} --rate 0.1 {COMMON}",
+    "16-spread1-churn": f"--strategies {THREE} {SIXTEEN} --spread 1 {CHURN} --rate 0.1 {COMMON}",
+    "4-spread8": f"--strategies {THREE} {SIXTEEN} --workers 4 --rate 0.1 {COMMON}",
+    "16-spread1": f"--strategies {THREE} {SIXTEEN} --spread 1 --rate 0.1 {COMMON}",
+    "16-spread8-skew5": f"--strategies {THREE} {SIXTEEN} --skew 5 --rate 0.1 {COMMON}",
+    "16-spread8-skew5-others": f"--strategies admm,fedprox {SIXTEEN} --skew 5 --rate 0.1 {COMMON}",
+    "16-spread8-skew0.5": f"--strategies {THREE} {SIXTEEN} --skew 0.5 --rate 0.1 {COMMON}",
+    "16-spread8-skew0.5-others": f"--strategies admm,fedprox {SIXTEEN} --skew 0.5 --rate 0.1 {COMMON}",
+    "16-spread8-lines": f"--strategies {THREE} {SIXTEEN} --speed 100 --bandwidth 20:100 --latency 0.05 --epochs 2 "
+    f"--rate 0.1 {COMMON}",
+    "4-spread1": f"--strategies {THREE} {SIXTEEN} --workers 4 --spread 1 --rate 0.1 {COMMON}",
     "64-spread8": f"--strategies {THREE} --workers 64 --spread 8 --rate 0.1 {COMMON} {LONG}",
     "64-spread1": f"--strategies {THREE} --workers 64 --spread 1 --rate 0.1 {COMMON} {LONG}",
-    "64-spread8-churn": f"--strategies {THREE} --workers 64 --spread 8 --churn 0.2 --rate 0.1 {COMMON} {LONG}",
-    "resnet20": "--strategies auto,downpour --model resnet20 --workers 16 --spread 8 --epochs 1 --rates 0.1,0.2,0.4 "
-    "--recipe clip_norm=1 --batch-size 8 --evaluate-every 0.05 --target 0.83",
+    "64-spread8-churn": f"--strategies {THREE} --workers 64 --spread 8 {CHURN} --rate 0.1 {COMMON} {LONG}",
+    "resnet20": f"--strategies auto,downpour {RESNET}",
+    "resnet20-others": f"--strategies parallel-sgd {RESNET}",
+}
+TITLES = {
+    "16-spread8": "Sixteen unequal machines",
+    "16-spread8-others": "Sixteen unequal machines: the other methods",
+    "16-spread8-churn": "Sixteen unequal machines, a fifth away at any time",
+    "16-spread1-churn": "Sixteen equal machines, a fifth away at any time",
+    "4-spread8": "Four unequal machines",
+    "16-spread1": "Sixteen equal machines",
+    "16-spread8-skew5": "Sixteen unequal machines, non-iid shards",
+    "16-spread8-skew5-others": "Sixteen unequal machines, non-iid shards: ADMM and FedProx",
+    "16-spread8-skew0.5": "Sixteen unequal machines, shards of one or two classes",
+    "16-spread8-skew0.5-others": "Sixteen unequal machines, shards of one or two classes: ADMM and FedProx",
+    "16-spread8-lines": "Sixteen unequal machines on home lines",
+    "4-spread1": "Four equal machines",
+    "64-spread8": "Sixty-four unequal machines",
+    "64-spread1": "Sixty-four equal machines",
+    "64-spread8-churn": "Sixty-four unequal machines, a fifth away at any time",
+    "resnet20": "ResNet-20 on sixteen unequal machines",
+    "resnet20-others": "ResNet-20 on sixteen unequal machines: Parallel SGD",
 }
 SHOWN = (
     "method",
@@ -73,18 +103,20 @@ def lines(cells: list[list[str]]) -> list[str]:
 
 
 def glance(folders: dict[str, Path]) -> str:
-    """All finished comparisons, a line each: `auto`, and the best of the other methods."""
+    """The finished comparisons with `auto`, a line each: `auto`, and the best of the other methods."""
     wanted = ("time to target", "speed-up", "of ideal", "accuracy")
     cells = [["comparison", *(f"auto: {title}" for title in wanted), "best other method", "serial: time to target"]]
     for name, folder in folders.items():
         results = read(folder)
         units, rows = Units.of(results), {row.method: row for row in results.rows}
+        if "auto" not in rows:
+            continue
         shown = {column.title: column.cell for column in COLUMNS}
         other = next(row for row in results.rows if row.method != "auto")
         reached = shown["speed-up"](other, results, units)
         rest = f"{other.method}: {reached if other.reached else 'never'}, {shown['accuracy'](other, results, units)}"
         auto = [shown[title](rows["auto"], results, units) for title in wanted]
-        cells.append([name, *auto, rest, shown["time to target"](results.reference, results, units)])
+        cells.append([TITLES[name], *auto, rest, shown["time to target"](results.reference, results, units)])
     return "\n".join(lines(cells))
 
 
@@ -118,7 +150,7 @@ def main() -> None:
     if finished:
         print(glance(finished))
     for name, folder in finished.items():
-        print(f"\n### {name}\n\n    {shlex.join(command(name))}\n\n{markdown(folder)}")
+        print(f"\n## {TITLES[name]}\n\n    {shlex.join(command(name))}\n\n{markdown(folder)}")
 
 
 if __name__ == "__main__":

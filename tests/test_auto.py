@@ -55,10 +55,9 @@ def test_rounds_of_local_processes_are_long_enough_to_pay_for_handing_tasks_over
 
 
 def test_a_simulated_pool_tells_of_its_lines() -> None:
-    pool = tp.SimulatedPool(tp.fleet(4, spread=4, speed=100, bandwidth=(8e6, 16e6), latency=0.25, churn=0.1))
+    pool = tp.SimulatedPool(tp.fleet(4, spread=4, speed=100, bandwidth=(8e6, 16e6), latency=0.25))
     conditions = pool.conditions(batch=10)  # 0.1 s a step of the fastest
     assert sorted(conditions.speeds)[-1] == 100
-    assert conditions.churn == 0.1
     assert conditions.travel == pytest.approx((1.5e-6 / 0.1, 5.0))
     assert choose(conditions, 1_000_000).reason.startswith("4 machines, the fastest 4 times as fast")
 

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from trainpool import strategies
 from trainpool.auto import BOLD, GENTLE, LEAST, MOST
 from trainpool.cli import app
+from trainpool.drive import Drive
+from trainpool.events import Accepted
 
 RUNNER = CliRunner()
 
@@ -120,6 +122,21 @@ def test_a_folder_of_images_trains(cache: Path, tmp_path: Path) -> None:
         (("simulate", "--trace", "gone.csv"), "gone.csv cannot be read"),
         (("simulate", "--target", "88"), "between 0 and 1, such as 0.88"),
         (("simulate", "--model", "cnm"), "did you mean 'cnn'?"),
+        (("simulate", "--timing", "--out", "a"), "--timing trains nothing: leave out --out"),
+        (("simulate", "--timing", "--epochs", "0"), "must be above 0"),
+        (("simulate", "--task-seconds", "0"), "must take more than 0 seconds"),
+        (("simulate", "--max-staleness", "-1"), "staleness (-1) not negative"),
+        (("train", "--task-seconds", "-2"), "must take more than 0 seconds"),
+        (("compare", "--task-seconds", "0"), "must take more than 0 seconds"),
+        (("compare", "--crash", "2"), "crash is the part of the departures"),
+        (("simulate", "--epochs", "nan"), "--epochs must be a finite number, not nan"),
+        (("simulate", "--skew", "nan"), "--skew must be a finite number"),
+        (("simulate", "--latency", "inf"), "--latency must be a finite number, not inf"),
+        (("compare", "--epochs", "nan"), "--epochs must be a finite number"),
+        (("compare", "--rates", "nan"), "rates must be a finite number, not nan"),
+        (("compare", "--rate", "inf"), "--rate must be a finite number"),
+        (("compare", "--bandwidth", "inf:100"), "machines.bandwidth must be a finite number"),
+        (("compare", "--strategies", "downpour:learning_rate=nan"), "learning_rate must be a finite number"),
         (("compare", "--strategies", "admm:rho"), "name:key=value"),
         (("compare", "--strategies", "downpor"), "did you mean 'downpour'?"),
         (("compare", "--strategies", "serial"), "at least one strategy beside serial"),
@@ -253,3 +270,46 @@ def test_the_users_files_are_not_taken_for_the_standard_librarys(
     options = ("--data", "digits", "--model", "logistic", "--workers", "1", "--epochs", "0.2", "--cache", str(cache))
     code, _, errors = invoke("train", *options, "--out", "run", "--quiet")
     assert code == 0, errors
+
+
+def test_timing_trains_nothing_and_leaves_nothing(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    machines = ("--workers", 50, "--spread", 4, "--speed", 400, "--bandwidth", "20:100", "--churn", 0.2, "--session", 9)
+    faults = ("--crash", 1, "--hidden", 0.1, "--slowdown", 5, "--lost", 0.01, "--duplicated", 0.02)
+    asked = ("--data", "digits", "--model", "logistic", "--strategy", "downpour", "--batch-size", 2, "--cache", cache)
+    code, output, errors = invoke("simulate", "--timing", *asked, *machines, *faults)
+    assert code == 0, errors
+    for words in ("downpour", "finished", "computing", "wasted", "refused", "to workers", "events"):
+        assert words in output
+    code, output, errors = invoke("simulate", "--timing", "--json", *asked, *machines, *faults)
+    assert code == 0, errors
+    found = json.loads(output)
+    assert found["merged"] == pytest.approx(3 * 1437, rel=0.1)  # whole batches of each of 200 shards
+    assert {name: found["machines"][name] for name in ("crash", "slowdown", "duplicated")} == {
+        "crash": 1.0,
+        "slowdown": 5.0,
+        "duplicated": 0.02,
+    }
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_simulation_that_was_stopped_says_what_is_kept_and_what_to_do(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(self: Drive, command: Accepted) -> None:
+        carry_out(self, command)
+        if self.coordinator.memory.updates == 3:
+            self.interrupted = True  # as the first Ctrl+C does
+
+    carry_out = Drive.carry_out
+    monkeypatch.setattr(Drive, "carry_out", stops)
+    asked = ("--data", "digits", "--model", "logistic", "--workers", 2, "--processes", 1, "--cache", cache, "--quiet")
+    code, output, errors = invoke("simulate", *asked, "--out", tmp_path / "run")
+    assert (code, output) == (130, "")
+    assert errors.startswith(f"Stopped; {tmp_path / 'run'} keeps the metrics so far. A simulation cannot be continued")
+    assert len(errors.strip().splitlines()) == 1
+    assert (tmp_path / "run" / "summary.json").exists()
+    code, _, errors = invoke("simulate", *asked, "--out", tmp_path / "run")
+    assert code == 2
+    assert "a simulation cannot be continued; choose another folder, or remove it" in errors
+    assert "resume" not in errors

@@ -1,5 +1,6 @@
 """Comparisons: what is asked, which trials follow, what survives an interruption, and what the numbers mean."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import trainpool as tp
 from trainpool import compare as comparing
 from trainpool.compare import RESULTS, TRIALS, compare, outcomes, rehearse
+from trainpool.crew import perform
 from trainpool.errors import ConfigError, RunError
 from trainpool.kernels.torch import vector_of
 from trainpool.machines import Machines
@@ -19,8 +22,8 @@ from trainpool.pools.fleet import Fleet, Machine
 from trainpool.pools.usage import Span
 from trainpool.question import Method, Question, differences, experiments
 from trainpool.results import REFERENCE, Capacity, Results, Spread, best_rate
-from trainpool.tables import COLUMNS, Units, headline
-from trainpool.trial import Outcome, Point, Timeline, Trial, Work
+from trainpool.tables import COLUMNS, Units, headline, notes
+from trainpool.trial import Bench, Outcome, Point, Timeline, Trial, Work
 
 MACHINES = Machines(workers=4, spread=4.0, speed=400.0, bandwidth=(20e6, 100e6), latency=0.01)
 
@@ -85,6 +88,19 @@ def test_a_question_is_the_same_after_its_file_and_whole_numbers_are_floats() ->
     assert asked.hash != question("diloco:learning_rate=0.6", machines=Machines(workers=4, spread=4, speed=400)).hash
 
 
+def test_what_could_be_asked_only_later_counts_where_it_is_asked() -> None:
+    plain = question().plain()
+    assert not {"task_seconds", "max_staleness"} & plain.keys()
+    assert not {"crash", "slowdown", "duplicated"} & plain["machines"].keys()
+    asked = [question(), question(task_seconds=0.5), question(max_staleness=0)]
+    asked += [question(machines=msgspec.structs.replace(MACHINES, **{n: 0.25})) for n in ("crash", "duplicated")]
+    asked.append(question(machines=msgspec.structs.replace(MACHINES, slowdown=3.0)))
+    assert len({one.hash for one in asked}) == 6
+    assert differences(asked[0], asked[1]) == {"task_seconds": "task_seconds was not asked about"}
+    paced = asked[1].options("downpour")["pace"], asked[2].options("downpour")["pace"]
+    assert [(pace.target, pace.limit) for pace in paced] == [(0.5, None), (2.0, 0)]
+
+
 def test_differences_are_named() -> None:
     found = differences(
         question(), question("downpour", target=0.7, machines=Machines(workers=5), recipe=tp.Recipe(momentum=0.9))
@@ -110,6 +126,10 @@ def test_differences_are_named() -> None:
         (("admm",), {"rates": (0.1, 0.1)}, "must be different"),
         (("admm",), {"rates": (0.0,)}, "positive"),
         (("admm",), {"epochs": 0}, "must be above 0"),
+        (("admm",), {"epochs": float("nan")}, "epochs must be a finite number, not nan"),
+        (("admm",), {"rates": (0.1, float("nan"))}, "rates must be a finite number"),
+        (("admm",), {"machines": Machines(bandwidth=(1e6, float("inf")))}, "machines.bandwidth must be a finite"),
+        (("admm:rho=inf",), {}, "rho must be a finite number, not inf"),
         (("admm",), {"machines": Machines(churn=1.0)}, "churn is a part of the whole"),
         (("admm",), {"machines": Machines(workers=0)}, "at least one machine"),
     ],
@@ -156,8 +176,6 @@ def test_spreads_count_what_never_came() -> None:
     assert Spread.of([None]) == Spread(None, None, None)
     assert Spread.of([3, None]) == Spread(None, 3, None)
     assert Spread.of([0.5, None, 0.7], absent=-np.inf) == Spread(0.5, None, 0.7)
-    assert Spread(4, 2, None).under(8) == Spread(2, None, 4)
-    assert Spread(4, 2, 8).under(None) == Spread(None, None, None)
 
 
 def test_a_row_has_the_right_numbers() -> None:
@@ -165,13 +183,13 @@ def test_a_row_has_the_right_numbers() -> None:
     assert [row.method for row in found.rows] == ["fast", "slow"]
     fast, slow = found.rows
     assert found.reference.seconds == Spread(15.0, 14.0, 16.0)
-    assert found.reference.speedup.median == 1.0
+    assert found.reference.speedup == Spread(1.0, 1.0, 1.0)
     assert fast.seconds == Spread(6.0, 5.5, 10.0)
-    assert fast.speedup == Spread(2.5, 1.5, 15 / 5.5)
-    assert fast.share == 0.5
+    assert fast.speedup == Spread(14 / 5.5, 15 / 10, 16 / 6)  # seed by seed
+    assert fast.share == pytest.approx(14 / 5.5 / 5)
     assert (slow.seeds, slow.reached) == (3, 2)
     assert slow.seconds == Spread(18.0, 12.0, None)
-    assert slow.speedup == Spread(15 / 18, None, 15 / 12)
+    assert slow.speedup == Spread(16 / 18, None, 14 / 12)
     assert fast.waste.median == pytest.approx(0.2)  # 2000 of 2500 computed samples were merged
     assert fast.utilisation.median == 0.75
     assert (fast.target_down.median, fast.target_up.median) == (10_000, 4_000)
@@ -190,6 +208,10 @@ def test_the_best_rate_is_the_soonest_then_the_most_accurate_then_the_lowest() -
     assert best_rate([one(0.2, 8.0), one(0.1, 8.0)], 0.8) == 0.1
     failed = outcome(Trial("m", 0.9, 0), reach=None, failed="training stopped: nan", accuracy=0.1)
     assert best_rate([failed, one(0.2, None, 0.3)], 0.8) == 0.2
+    soon = outcome(Trial("m", 0.9, 0), reach=5.5, failed="training stopped: nan")
+    assert best_rate([soon, one(0.2, 6.0)], 0.8) == 0.2
+    assert best_rate([soon, one(0.2, None)], 0.8) == 0.2
+    assert best_rate([soon], 0.8) == 0.9
 
 
 def cells(found: Results, method: str) -> dict[str, str]:
@@ -204,11 +226,34 @@ def test_a_seed_that_never_arrives_has_a_speed_up_of_nothing() -> None:
     assert cells(found, "most")["speed-up"] == "2.50× (0.00–3.00)"
 
 
+def test_a_seed_that_only_the_method_gets_through_has_an_endless_speed_up() -> None:
+    found = results_of({REFERENCE: [15.0, None, 16.0], "most": [5.0, 6.0, 8.0]})
+    assert found.rows[0].speedup == Spread(3.0, 2.0, None)
+    assert cells(found, "most")["speed-up"] == "3.00× (2.00–∞)"
+    assert cells(results_of({REFERENCE: [None], "only": [5.0]}), "only")["speed-up"] == "–"
+
+
+def test_the_reference_is_evaluated_where_it_is_due(cache: Path) -> None:
+    asked = question(evaluate_every=0.1, machines=Machines(workers=4, speed=40.0))
+    experiment = experiments(asked, cache)(0)
+    samples = len(experiment.sources()[0])
+    threads = torch.get_num_threads()
+    try:
+        bench = Bench(asked.fleet(Trial(REFERENCE, 0.1, 0)), inline=0)
+        done = perform(asked, Trial(REFERENCE, 0.1, 0), lambda seed: experiment, cache, bench=bench)
+    finally:
+        torch.set_num_threads(threads)
+    seen = [point.samples for point in done.curve]
+    late = [after - before - 0.1 * samples for before, after in itertools.pairwise([0, *seen[:-1]])]
+    assert len(seen) == 10
+    assert all(0 <= one <= 8 for one in late)  # within a step; a task of free length has 80 samples here
+
+
 def test_the_table_says_what_was_never_reached() -> None:
     found = results_of({REFERENCE: [15.0, 15.0], "never": [None, None], "half": [5.0, None], "both": [5.0, 7.0]})
     assert cells(found, "both")["time to target"] == "6 s (5–7)"
-    assert cells(found, "both")["speed-up"] == "2.50× (2.14–3.00)"
-    assert cells(found, "both")["of ideal"] == "50 %"
+    assert cells(found, "both")["speed-up"] == "2.57× (2.14–3.00)"
+    assert cells(found, "both")["of ideal"] == "51 %"
     assert cells(found, "both")["to workers"] == "10 kB (of 20 kB)"
     assert cells(found, "half")["time to target"] == "never (5 s in 1 of 2 seeds)"
     assert cells(found, "never")["time to target"] == "never"
@@ -246,7 +291,8 @@ def performed(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
 
     def pretend(asked: Question, trial: Trial, make: object, cache: Path) -> Outcome:
         run.append(trial)
-        reach = {"parallel-sgd": 12.0, "downpour": 8.0, REFERENCE: 19.0}[trial.method] / (1 + trial.rate)
+        away = abs(trial.rate - 0.25)
+        reach = {"parallel-sgd": 12.0, "downpour": 8.0, REFERENCE: 15.0}[trial.method] * (1 + away)
         return outcome(trial, asked.hash, reach=reach + trial.seed / 10)
 
     monkeypatch.setattr(comparing, "perform", pretend)
@@ -260,15 +306,45 @@ def fake(seed: int) -> tp.Experiment:
 
 
 def test_the_grid_has_one_seed_and_the_best_rate_has_all(performed: list[Trial], tmp_path: Path) -> None:
-    asked = question(seeds=(3, 4, 5), rates=(0.1, 0.2, 0.3))
-    found = compare(asked, tmp_path / "c", make=fake)
-    assert len(performed) == asked.trials == 3 * 5
+    asked, totals = question(seeds=(3, 4, 5), rates=(0.1, 0.3, 0.5)), []
+
+    class Ear:
+        def tell(self, news: object, done: int, total: int) -> None:
+            totals.append(total)
+
+    found = compare(asked, tmp_path / "c", make=fake, follower=Ear())
+    assert len(performed) == 3 * 5
+    assert set(totals) == {3 * 5}
     for label in asked.labels:
         mine = {(trial.rate, trial.seed) for trial in performed if trial.method == label}
-        assert mine == {(0.1, 3), (0.2, 3), (0.3, 3), (0.3, 4), (0.3, 5)}  # the highest rate is the soonest here
+        assert mine == {(0.1, 3), (0.3, 3), (0.5, 3), (0.3, 4), (0.3, 5)}  # 0.25 would be the soonest
     assert [row.rate for row in found.rows] == [0.3, 0.3]
     assert found.rows[0].method == "downpour"
-    assert [point.rate for point in found.rows[0].grid] == [0.1, 0.2, 0.3]
+    assert [point.rate for point in found.rows[0].grid] == [0.1, 0.3, 0.5]
+    assert not found.rows[0].edge
+
+
+@pytest.mark.parametrize(
+    ("asked", "tried", "best", "edge"),
+    [
+        ((0.05, 0.1), [0.05, 0.1, 0.2, 0.4], 0.2, False),
+        ((0.01, 0.02), [0.01, 0.02, 0.04, 0.08], 0.08, True),  # twice at most
+        ((0.8, 0.4), [0.1, 0.2, 0.4, 0.8], 0.2, False),
+        ((0.5, 0.6, 4.0), [0.125, 0.25, 0.5, 0.6, 4.0], 0.25, False),
+        ((0.1,), [0.1], 0.1, False),
+    ],
+)
+def test_a_grid_grows_while_its_best_is_at_an_end(
+    performed: list[Trial], tmp_path: Path, asked: tuple[float, ...], tried: list[float], best: float, edge: bool
+) -> None:
+    found = compare(question(rates=asked), tmp_path / "c", make=fake)
+    for row in (*found.rows, found.reference):
+        assert [point.rate for point in row.grid] == tried
+        assert (row.rate, row.edge) == (best, edge)
+        assert {trial.rate for trial in performed if trial.method == row.method and trial.seed == 1} == {best}
+    said = " ".join(notes(found))
+    assert ("At the edge of the grid" in said) == edge
+    assert all(f"{rate:g}" in said for rate in tried)
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(
@@ -334,7 +410,7 @@ def test_other_data_are_not_mixed_in(
         with pytest.raises(RunError, match="the data have changed since the comparison began"):
             compare(question(), out, make=other, cache=cache)
     compare(question(), out, make=make(1), cache=cache)
-    assert len(list((out / TRIALS).iterdir())) == question().trials
+    assert len(list((out / TRIALS).iterdir())) == len(performed) - 1
 
 
 def test_other_code_is_not_mixed_in(performed: list[Trial], tmp_path: Path) -> None:

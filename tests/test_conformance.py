@@ -145,7 +145,7 @@ class Broken(Serial):
 )
 def test_a_broken_strategy_is_caught(fault: str, reason: str) -> None:
     with pytest.raises((AssertionError, ValueError), match=reason):
-        check_strategy(Broken(fault))
+        check_strategy(Broken(fault=fault))
 
 
 def test_all_checks_pass_for_a_sound_one() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from torch import nn
 
 import trainpool as tp
 from conftest import small_data
-from test_compare import MACHINES, cells, question
+from test_compare import MACHINES, cells
+from test_compare import question as asked_of
 from trainpool.compare import RESULTS, TRIALS, compare, outcomes, read_question
 from trainpool.crew import Crew, News, perform
 from trainpool.errors import ConfigError, RunError
@@ -22,8 +24,14 @@ from trainpool.kernels.torch import vector_of
 from trainpool.pools.fleet import Fleet, Machine
 from trainpool.pools.simulated import SimulatedPool
 from trainpool.pools.usage import Span
+from trainpool.question import Question
 from trainpool.results import REFERENCE, Capacity, Results
 from trainpool.trial import Bench, Outcome, Timeline, Trial
+
+
+def question(*methods: str, **options: Any) -> Question:
+    """A small one, with one learning rate: a grid would take longer and be extended."""
+    return asked_of(*methods, **({"rates": (0.3,)} | options))
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +41,12 @@ def folder(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     heard: list[object] = []
 
     class Ear:
-        def tell(self, news: Trial | News | Outcome, done: int) -> None:
+        def tell(self, news: Trial | News | Outcome, done: int, total: int) -> None:
             heard.append(news)
 
     compare(question(), place, cache=cache, follower=Ear(), processes=2)
     ended = [news for news in heard if isinstance(news, Outcome)]
-    assert len(ended) == question().trials
+    assert len(ended) == 3 * 2
     assert {news.trial for news in ended} == {news for news in heard if isinstance(news, Trial)}
     assert any(isinstance(news, News) and news.accuracy is not None for news in heard)
     return place
@@ -72,7 +80,7 @@ def test_the_same_question_gives_the_same_bytes_in_any_number_of_processes(
     assert (tmp_path / "c" / "report.html").read_bytes() == (folder / "report.html").read_bytes()
     document = json.loads((folder / RESULTS).read_text())
     assert document["ideal_speedup"] == pytest.approx(question().capacity.ideal)
-    assert len(document["trials"]) == question().trials
+    assert len(document["trials"]) == 3 * 2
 
 
 def test_a_trial_leaves_the_experiment_as_it_is(experiment: tp.Experiment, cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""A few dozen of the random runs of `scripts/fuzz`, and that it finds what it looks for."""
+"""Sixty of the random runs of `scripts/fuzz`, and that it finds what it looks for."""
 
 import runpy
 from collections.abc import Callable

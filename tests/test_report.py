@@ -1,6 +1,7 @@
 """The report: a page that is well-formed, needs nothing from elsewhere, and says what the numbers say."""
 
 import re
+import runpy
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 import trainpool as tp
 from test_compare import MACHINES, outcome, question
 from trainpool import compare as comparing
+from trainpool import strategies
 from trainpool.cli import app
 from trainpool.machines import Machines
 from trainpool.question import Method, Question
@@ -190,29 +192,30 @@ def test_the_table_on_a_terminal(width: int) -> None:
         console.print(results_table(results, width))
     text = captured.get()
     assert max(map(len, text.splitlines())) <= width
-    for words in ("80 %", "5.5 s", "5–6", "2.82×", "never", "of 20 kB", "parallel-sgd"):
+    for words in ("80 %", "5.5 s", "5–6", "2.83×", "never", "of 20 kB", "parallel-sgd"):
         assert words in text
     assert ("staleness" in text) == (width == 140)
 
 
-def test_coarse_times_and_a_single_seed_are_said() -> None:
+def test_how_finely_times_are_known_and_a_single_seed_are_said() -> None:
     asked = question("downpour", rates=(0.1,), seeds=(0,))
     results, _ = answered(asked, {REFERENCE: [15.0], "downpour": [6.0]})
     said = " ".join(notes(results))
     assert "There is one seed" in said
-    assert "serial 10 s between" in said  # the evaluation before the one at 15 s was at 5 s
-    assert "downpour" not in said
+    assert "time between evaluations: downpour 1 s, serial 10 s." in said  # at 5 s was the one before
+    assert "A smaller --evaluate-every" in said  # two thirds of 15 s
+    assert "smaller" not in " ".join(notes(answered(asked, {REFERENCE: [5.5], "downpour": [6.0]})[0]))
 
 
 def test_progress_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     trial = Trial("downpour", 0.1, 0)
-    with Screen(3) as screen:
-        screen.tell(trial, 1)
-        screen.tell(outcome(trial), 2)
+    with Screen() as screen:
+        screen.tell(trial, 1, 3)
+        screen.tell(outcome(trial), 2, 3)
     said = capsys.readouterr().err
     assert "2 of 3  downpour, rate 0.1, seed 0: 90.00 % at the end, 20 virtual s" in said
-    with Screen(3, quiet=True) as screen:
-        screen.tell(outcome(trial), 1)
+    with Screen(quiet=True) as screen:
+        screen.tell(outcome(trial), 1, 3)
     assert capsys.readouterr().err == ""
 
 
@@ -221,6 +224,7 @@ def test_progress_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     [
         {},
         {"machines": Machines(workers=5, churn=0.25, session=9.0, hidden=0.1, lost=0.02, seed=4), "seeds": (0, 1, 2)},
+        {"machines": Machines(crash=0.1, slowdown=4.0, duplicated=0.2), "task_seconds": 0.5, "max_staleness": 7},
         {"recipe": tp.Recipe(momentum=0.9, nesterov=True, batch_size=64), "skew": 0.5, "shards": 8, "recalibrate": 2},
         {"model": "resnet20", "norm": "batch", "seeds": (7,), "rates": (0.1,), "evaluate_every": 0.25},
     ],
@@ -236,3 +240,21 @@ def test_the_command_asks_the_same_question_again(options: dict[str, Any], monke
     monkeypatch.setattr(comparing, "compare", hear)
     CliRunner().invoke(app, shlex.split(command(asked))[1:])
     assert [again.hash for again in heard] == [asked.hash]
+
+
+def test_every_comparison_of_the_benchmarks_can_be_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    matrix = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "matrix.py"))
+    heard: list[Question] = []
+
+    def hear(question: Question, out: Path, **rest: object) -> Results:
+        heard.append(question)
+        raise tp.ConfigError("enough")
+
+    monkeypatch.setattr(comparing, "compare", hear)
+    monkeypatch.chdir(tmp_path)
+    for name in matrix["CASES"]:
+        CliRunner().invoke(app, matrix["command"](name)[1:])
+    assert len({asked.hash for asked in heard}) == len(matrix["CASES"])
+    assert matrix["TITLES"].keys() == matrix["CASES"].keys()
+    tried = {method.strategy for asked in heard for method in asked.methods}
+    assert tried == {"auto", *strategies.discover()} - {REFERENCE, "diloco"}  # auto takes diloco

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import trainpool as tp
 from conftest import small_data
 from trainpool import strategies, training
+from trainpool.config import read_config
 from trainpool.coordinator import Coordinator
 from trainpool.journal import replay
 from trainpool.kernels.torch import layout_of, vector_of
@@ -165,3 +167,63 @@ def test_a_folder_that_holds_a_run_is_left_alone(experiment: tp.Experiment, cach
     with pytest.raises(tp.RunError, match="trainpool resume"):
         tp.train(experiment, out=tmp_path, cache=cache, quiet=True)
     assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_the_pace_decides_how_long_tasks_are_and_a_resumed_run_keeps_it(
+    experiment: tp.Experiment, cache: Path, tmp_path: Path
+) -> None:
+    pace = tp.Pace(target=0.5, probe=1, limit=3)
+    pool = tp.SimulatedPool(tp.fleet(1, speed=80), processes=1)
+    options = {"strategy": "serial", "recipe": tp.Recipe(batch_size=8), "cache": cache, "epochs": 1, "seed": 5}
+    result = tp.train(experiment, pool=pool, pace=pace, quiet=True, **options)
+    batches = round(len(experiment.sources()[0]) / 8)
+    assert result.summary["updates"] == 1 + -(-(batches - 1) // 5)  # a probe, and tasks of half a second
+    run = training.begin(experiment, out=tmp_path / "run", pool=tp.LocalPool(1, threads=1), pace=pace, **options)
+    assert read_config(run.home).pace == {
+        **{"target": 0.5, "probe": 1, "grace": 30.0, "first": 300.0, "spread": 6.0},
+        **{"speculate": True, "limit": 3},
+    }
+    assert pace == tp.Pace(target=0.5, probe=1, limit=3)  # it measured nothing itself
+    paces = []
+
+    def watched(*arguments: Any, pace: tp.Pace, **others: Any) -> Coordinator:
+        paces.append(pace)
+        return Coordinator(*arguments, pace=pace, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "Coordinator", watched)
+        training.resume(run.home, quiet=True)
+    assert (paces[0].target, paces[0].probe, paces[0].limit) == (0.5, 1, 3)
+
+
+def test_a_simulated_run_with_churn_replays_to_the_same_bits(
+    experiment: tp.Experiment, cache: Path, tmp_path: Path
+) -> None:
+    start = {key: value.clone() for key, value in experiment.model.state_dict().items()}
+    machines = tp.fleet(4, spread=3, speed=200, churn=0.3, session=1.0, lost=0.05, duplicated=0.05, seed=2)
+    strategy, recipe = tp.Downpour(steps=3), tp.Recipe(batch_size=8, learning_rate=0.05)
+    pool = tp.SimulatedPool(machines, processes=1)
+    run = training.begin(
+        experiment,
+        out=tmp_path / "run",
+        strategy=strategy,
+        recipe=recipe,
+        pool=pool,
+        pace=tp.Pace(grace=0.5),
+        epochs=2,
+        cache=cache,
+        keep_journal=True,
+    )
+    result = training.carry_on(run, quiet=True)
+    assert sum(entry.lost for entry in replayed(run, start, experiment).memory.ledger.values()) > 0
+    again = replayed(run, start, experiment)
+    assert np.concatenate([again.parameters, again.buffers]).tobytes() == result.parameters.tobytes()
+
+
+def replayed(run: training.Run, start: dict[str, torch.Tensor], experiment: tp.Experiment) -> Coordinator:
+    """The coordinator at the end of a run's journal."""
+    experiment.model.load_state_dict(start)
+    config = run.config
+    plan = Plan.of({shard.id: shard.samples for shard in config.train.shards}, config.recipe, config.epochs)
+    layout, vector, pace = layout_of(experiment.model), vector_of(experiment.model), tp.Pace(**config.pace)
+    return replay(run.home, Coordinator(run.strategy, plan, layout, vector, seed=config.seed, pace=pace))

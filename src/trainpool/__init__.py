@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trainpool.experiment import Experiment, Normalize
     from trainpool.lowering import Lowered, lower
     from trainpool.messages import Recipe
+    from trainpool.pace import Pace
     from trainpool.pools.fleet import fleet
     from trainpool.pools.local import LocalPool
     from trainpool.pools.simulated import SimulatedPool
@@ -70,6 +71,7 @@ PLACES = {
     "LoweringError": "errors",
     "ModelError": "errors",
     "Normalize": "experiment",
+    "Pace": "pace",
     "ParallelSGD": "strategies",
     "ProgramError": "errors",
     "Recipe": "messages",
@@ -107,6 +109,7 @@ __all__ = [
     "LoweringError",
     "ModelError",
     "Normalize",
+    "Pace",
     "ParallelSGD",
     "ProgramError",
     "Recipe",

@@ -4,7 +4,7 @@ One machine gets `serial`, several `diloco`: rounds of few steps with an outer m
 machines can do together wherever they were tried. What has to follow the machines are three of its settings:
 
     steps                     H: the fewest with which the slowest machine still has one to do while the fastest does H,
-                              and with which the way there and back takes no more than half as long as the steps;
+                              and with which a round trip takes no more than half as long as the steps;
                               2 to 500
     momentum, learning_rate   μ, η: such that a round moves the model as far as all its steps would have moved it one
                               after another. The mean of n deltas is n times shorter than their sum, and in the long run
@@ -36,7 +36,7 @@ LEAST = 2
 MOST = 500
 """Steps of a round, as DiLoCo's authors chose; more only lose accuracy."""
 ROOM = 2.0
-"""How many times as long as the way there and back a task should compute."""
+"""How many times as long as a round trip a task should compute."""
 GENTLE = 0.9
 """The largest μ: beyond it a run of some hundred rounds ends before its momentum has settled."""
 BOLD = 2.0
@@ -80,7 +80,7 @@ def choose(conditions: Conditions, size: int) -> Choice:
     if spread > 1:
         why.append(f"the fastest {spread:.3g} times as fast as the slowest")
     if travel:
-        why.append(f"a way there and back as long as {travel:.2g} steps")
+        why.append(f"a round trip takes {travel:.2g} steps")
     return Choice(
         DiLoCo(steps=steps, momentum=momentum, learning_rate=rate),
         f"{', '.join(why)}: rounds of {steps} steps, outer momentum {momentum:g} and rate {rate:g}",

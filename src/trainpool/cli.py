@@ -59,6 +59,8 @@ def train(
     skew: options.Skew = None,
     evaluate_every: options.EvaluateEvery = 0.5,
     recalibrate: options.Recalibrate = 0,
+    task_seconds: options.TaskSeconds = None,
+    max_staleness: options.MaxStaleness = None,
     seed: options.Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; by default runs/ and the next free number.")
@@ -93,6 +95,7 @@ def train(
                 strategy=method,
                 recipe=chosen,
                 pool=pool,
+                pace=options.pace_of(task_seconds, max_staleness),
                 epochs=epochs,
                 seed=seed,
                 out=folder,

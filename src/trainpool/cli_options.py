@@ -1,5 +1,6 @@
 """What several commands share: their options, and how they answer bad input. Nothing heavy is imported here."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from trainpool.experiment import Experiment
     from trainpool.messages import Recipe
+    from trainpool.pace import Pace
 
 ExperimentPlace = Annotated[
     str | None, typer.Argument(help="Your own experiment, as file.py:name; without it, --data and --model.")
@@ -44,6 +46,13 @@ Skew = Annotated[
 EvaluateEvery = Annotated[float, typer.Option(help="Passes between evaluations; 0 is at the end alone.")]
 Recalibrate = Annotated[
     int, typer.Option(help="Batches on which BatchNorm's statistics are measured anew before each evaluation.")
+]
+TaskSeconds = Annotated[
+    float | None, typer.Option(help="How long a task of free length takes; 2 by default. Short tasks cost traffic.")
+]
+MaxStaleness = Annotated[
+    int | None,
+    typer.Option(help="Refuse updates of models that many versions old, where the method sets no bound of its own."),
 ]
 Seed = Annotated[int, typer.Option(help="Of the model's start, the shards and the order of samples.")]
 Cache = Annotated[Path | None, typer.Option(help="Where data and shards are kept between runs.")]
@@ -86,6 +95,15 @@ def polite(debug: bool) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def finite(numbers: dict[str, Any]) -> None:
+    """See that the numbers among the options are such; `float` reads nan and inf too."""
+    from trainpool.errors import ConfigError
+
+    for name, value in numbers.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name.replace('_', '-')} must be a finite number, not {value:g}")
+
+
 def pairs(items: list[str] | None, option: str) -> dict[str, Any]:
     """`name=value` arguments as a dictionary."""
     from trainpool.errors import ConfigError
@@ -113,6 +131,13 @@ def recipe_of(items: list[str] | None, learning_rate: float | None, batch_size: 
         return msgspec.convert(options, Recipe, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"the recipe: {error}") from error
+
+
+def pace_of(task_seconds: float | None, max_staleness: int | None) -> "Pace":
+    """The pace that the options describe."""
+    from trainpool.pace import Pace
+
+    return Pace(limit=max_staleness) if task_seconds is None else Pace(target=task_seconds, limit=max_staleness)
 
 
 def kernel_of(name: str) -> Literal["torch", "onnx"]:

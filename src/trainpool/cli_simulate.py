@@ -21,17 +21,26 @@ Spread = Annotated[float, typer.Option(help="The fastest machine's speed over th
 Speed = Annotated[float, typer.Option(help="Samples a second of the fastest machine.")]
 Churn = Annotated[float, typer.Option(help="Part of the time that a machine is away, 0 to below 1.")]
 Session = Annotated[float, typer.Option(help="Mean seconds of a stay, where there is churn.")]
+Crash = Annotated[float, typer.Option(help="Part of the departures without a word, in mid-task.")]
 Bandwidth = Annotated[
     str | None, typer.Option(metavar="UP:DOWN", help="Of every machine, in Mbit/s, as 20:100; else transfers are free.")
 ]
 Latency = Annotated[float, typer.Option(help="Seconds that a message takes besides its bytes.")]
-Hidden = Annotated[float, typer.Option(help="Part of the time that a browser tab is hidden and ten times slower.")]
+Hidden = Annotated[float, typer.Option(help="Part of the time that a browser tab is hidden and slower.")]
+Slowdown = Annotated[float, typer.Option(help="How many times slower it then is.")]
 Lost = Annotated[float, typer.Option(help="Part of the answers that never arrive.")]
+Duplicated = Annotated[float, typer.Option(help="Part of the answers that arrive twice.")]
 Trace = Annotated[
     Path | None,
     typer.Option(help="A CSV file of who is there when (worker,time,event,value), in place of workers and spread."),
 ]
 FleetSeed = Annotated[int, typer.Option(help="Of the machines' speeds and departures.")]
+
+MACHINES = (
+    *("workers", "spread", "speed", "churn", "session", "crash", "latency", "hidden", "slowdown"),
+    *("lost", "duplicated"),
+)
+"""The fields of `trainpool.machines.Machines` that are an option each, as it is."""
 
 PLACES = {
     "strategies": "methods.",
@@ -39,21 +48,7 @@ PLACES = {
     "batch_size": "recipe.batch_size",
     "recipe": "recipe.",
     "fleet_seed": "machines.seed",
-    **{
-        name: f"machines.{name}"
-        for name in (
-            "workers",
-            "spread",
-            "speed",
-            "churn",
-            "session",
-            "bandwidth",
-            "latency",
-            "hidden",
-            "lost",
-            "trace",
-        )
-    },
+    **{name: f"machines.{name}" for name in (*MACHINES, "bandwidth", "trace")},
 }
 """Where the options of `compare` are in a question, as far as their names differ."""
 
@@ -72,10 +67,13 @@ def simulate(
     speed: Speed = 1000.0,
     churn: Churn = 0.0,
     session: Session = 60.0,
+    crash: Crash = 0.5,
     bandwidth: Bandwidth = None,
     latency: Latency = 0.0,
     hidden: Hidden = 0.0,
+    slowdown: Slowdown = 10.0,
     lost: Lost = 0.0,
+    duplicated: Duplicated = 0.0,
     trace: Trace = None,
     fleet_seed: FleetSeed = 0,
     target: Annotated[float | None, typer.Option(help="Also say when this test accuracy, 0 to 1, was reached.")] = None,
@@ -87,11 +85,18 @@ def simulate(
     skew: options.Skew = None,
     evaluate_every: options.EvaluateEvery = 0.1,
     recalibrate: options.Recalibrate = 0,
+    task_seconds: options.TaskSeconds = None,
+    max_staleness: options.MaxStaleness = None,
     seed: options.Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; by default runs/ and the next free number.")
     ] = None,
     cache: options.Cache = None,
+    keep_journal: Annotated[bool, typer.Option("--keep-journal", help="Keep every update, for replay.")] = False,
+    timing: Annotated[
+        bool,
+        typer.Option("--timing", help="Train nothing: only say how long it would take, and its traffic and waste."),
+    ] = False,
     processes: Annotated[int, typer.Option(help="That really train; 0 is one a core. They change no result.")] = 0,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -100,18 +105,22 @@ def simulate(
     """Really train with one method on simulated machines that are unequal and unreliable.
 
     The machines' time is simulated, the training is real: the result is the model, the time and the traffic that this
-    method would need on such machines.
+    method would need on such machines. With --timing nothing is trained: 100,000 machines then take seconds.
     """
     with polite(debug):
         from trainpool import auto
         from trainpool.errors import ConfigError
 
+        options.finite(context.params)
         method = auto.named(strategy, options.pairs(settings, "--set"))
         chosen = options.recipe_of(recipe, learning_rate, batch_size)
         if target is not None and not 0 < target < 1:
             raise ConfigError(f"the target is an accuracy between 0 and 1, such as 0.88, not {target:g}")
         machines = machines_of(context)
         fleet = machines.fleet(seed)
+        pace = options.pace_of(task_seconds, max_staleness)
+        if timing and (unused := {"out", "target", "keep_journal", "skew"} & set(explicit(context))):
+            raise ConfigError(f"--timing trains nothing: leave out --{sorted(unused)[0].replace('_', '-')}")
         options.needs_torch()
         from trainpool import simulation, training
         from trainpool.pools.simulated import SimulatedPool
@@ -119,6 +128,13 @@ def simulate(
         place = options.cache_of(cache)
         pool = SimulatedPool(fleet, processes=processes)
         what = options.experiment_of(experiment, data, model, loss, norm, seed, place, quiet)
+        if timing:
+            found = simulation.schedule(what, method, chosen, pace, fleet, epochs=epochs, shards=shards, seed=seed)
+            if as_json:
+                typer.echo(json.dumps(found))
+            else:
+                options.show(simulation.schedule_words(found))
+            return
         folder = out or options.next_folder(Path("runs"))
         with options.progress_bar("cutting shards", quiet) as progress:
             prepared = training.begin(
@@ -126,6 +142,7 @@ def simulate(
                 strategy=method,
                 recipe=chosen,
                 pool=pool,
+                pace=pace,
                 epochs=epochs,
                 seed=seed,
                 out=folder,
@@ -134,11 +151,20 @@ def simulate(
                 evaluate_every=evaluate_every,
                 recalibrate=recalibrate,
                 cache=place,
+                keep_journal=keep_journal,
                 source=experiment or "",
                 data="" if experiment else data,
                 progress=progress,
             )
-        result = training.carry_on(prepared, quiet=quiet)
+        try:
+            result = training.carry_on(prepared, quiet=quiet)
+        except KeyboardInterrupt:
+            typer.secho(
+                f"Stopped; {folder} keeps the metrics so far. A simulation cannot be continued: simulate anew, with "
+                "another --out or after removing the folder",
+                err=True,
+            )
+            raise
         found = simulation.finish(folder, result.summary, result.history, machines, pool, target)
         if as_json:
             typer.echo(json.dumps(found))
@@ -162,17 +188,24 @@ def compare(
     speed: Speed = 1000.0,
     churn: Churn = 0.0,
     session: Session = 60.0,
+    crash: Crash = 0.5,
     bandwidth: Bandwidth = None,
     latency: Latency = 0.0,
     hidden: Hidden = 0.0,
+    slowdown: Slowdown = 10.0,
     lost: Lost = 0.0,
+    duplicated: Duplicated = 0.0,
     trace: Trace = None,
     fleet_seed: FleetSeed = 0,
     target: Annotated[float, typer.Option(help="The test accuracy, 0 to 1, that is to be reached soon.")] = 0.88,
     epochs: Annotated[float, typer.Option(help="Passes over the training data: the budget of every training.")] = 3,
     seeds: Annotated[str, typer.Option(help="How many, or which, with commas.")] = "3",
     rates: Annotated[
-        str, typer.Option(help="Peak learning rates; each method takes its best, found with the first seed.")
+        str,
+        typer.Option(
+            help="Peak learning rates; each method takes its best, found with the first seed. Where that is the lowest "
+            "or the highest, half or twice of it is tried too, at most twice each way."
+        ),
     ] = "0.05,0.1,0.2",
     rate: Annotated[float | None, typer.Option(help="One learning rate for all methods: no tuning.")] = None,
     batch_size: options.BatchSize = None,
@@ -183,6 +216,8 @@ def compare(
         float, typer.Option(help="Passes between evaluations: how finely the time to the target is known.")
     ] = 0.1,
     recalibrate: options.Recalibrate = 0,
+    task_seconds: options.TaskSeconds = None,
+    max_staleness: options.MaxStaleness = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The comparison's folder, new or to be continued; by default runs/ and a number."),
@@ -203,6 +238,7 @@ def compare(
     does `trainpool compare --out FOLDER` alone.
     """
     with polite(debug):
+        options.finite(context.params)
         options.needs_torch()
         from trainpool.compare import RESULTS, check, read_question
         from trainpool.compare import compare as answer
@@ -219,7 +255,7 @@ def compare(
             question = asked
         from trainpool.screen import Screen, print_results
 
-        with Screen(question.trials, quiet) as screen:
+        with Screen(quiet) as screen:
             try:
                 found = answer(question, folder, cache=options.cache_of(cache), follower=screen, processes=processes)
             except KeyboardInterrupt:
@@ -244,12 +280,11 @@ def machines_of(context: typer.Context) -> "Machines":
     if given["trace"] is not None:  # the file says how many there are and how fast
         kept = explicit(context)
         given |= {name: value for name, value in {"workers": 0, "spread": 1.0}.items() if name not in kept}
-    names = ("workers", "spread", "speed", "churn", "session", "latency", "hidden", "lost")
     return Machines(
         bandwidth=megabits(given["bandwidth"]),
         trace="" if given["trace"] is None else str(Path(given["trace"]).resolve()),
         seed=given["fleet_seed"],
-        **{name: given[name] for name in names},
+        **{name: given[name] for name in MACHINES},
     )
 
 
@@ -299,7 +334,10 @@ def question_of(context: typer.Context) -> "Question":
         file, _, name = place.rpartition(":")
         place = f"{Path(file).resolve()}:{name}"
     folder = not place and Path(given["data"]).is_dir()
-    same = ("target", "epochs", "skew", "shards", "evaluate_every", "recalibrate", "model", "loss", "norm")
+    same = (
+        *("target", "epochs", "skew", "shards", "evaluate_every", "recalibrate", "model", "loss", "norm"),
+        *("task_seconds", "max_staleness"),
+    )
     return Question(
         methods=methods,
         machines=machines_of(context),

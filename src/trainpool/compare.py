@@ -6,8 +6,9 @@
     OUT/results.json report.html the answer
 
 Fair means: every method meets the same machines and departures, passes over the same samples equally often from the
-same first parameters, and has its learning rate chosen from the same grid. The grid is run with the first seed; the
-best rate, by time to the target and then by accuracy, also with the others. The reference is plain SGD on the fastest
+same first parameters, and has its learning rate chosen from the same grid. The grid is run with the first seed, and
+where the best rate, by time to the target and then by accuracy, is the lowest or the highest one, half or twice of it
+too, at most twice each way. The best rate is also run with the other seeds. The reference is plain SGD on the fastest
 machine alone, tuned in the same way.
 """
 
@@ -28,7 +29,7 @@ from trainpool.journal import disk
 from trainpool.machines import digest
 from trainpool.pools.local import cores
 from trainpool.question import Experiments, Question, differences, experiments
-from trainpool.results import Results, best_rate
+from trainpool.results import Results, best_rate, grid
 from trainpool.trial import Bench, Outcome, Trial
 
 __all__ = ["Follower", "compare", "document", "outcomes", "read_question", "results"]
@@ -39,8 +40,8 @@ QUESTION, DATA, TRIALS, RESULTS, REPORT = "question.json", "data.txt", "trials",
 class Follower(Protocol):
     """Follows a comparison, for the screen."""
 
-    def tell(self, news: Trial | News | Outcome, done: int) -> None:
-        """A trial begins, goes on or has ended; so many are done by now."""
+    def tell(self, news: Trial | News | Outcome, done: int, total: int) -> None:
+        """A trial begins, goes on or has ended; so many are done by now, of at least so many in all."""
 
 
 def read_question(out: Path) -> Question | None:
@@ -124,7 +125,7 @@ def compare(
                     done[news.trial] = news
                     wire.write(home / TRIALS / f"{news.trial.name}.json", msgspec.json.encode(news))
                 if follower:
-                    follower.tell(news, len(done))
+                    follower.tell(news, len(done), expected(question, done))
     found = results(question, done)
     with disk(home):
         wire.write(home / RESULTS, json.dumps(document(question, found, done), indent=1, sort_keys=True).encode())
@@ -155,7 +156,7 @@ def trials(
             yield (outcome := perform(question, trial, make, cache))
             ended(outcome)
         return
-    with crew(question, cache, min(processes or cores(), question.trials - len(done)), log) as hands:
+    with crew(question, cache, min(processes or cores(), expected(question, done) - len(done)), log) as hands:
         while waiting or hands.busy:
             while waiting and hands.free:
                 yield waiting[0]
@@ -168,13 +169,25 @@ def trials(
 
 def missing(question: Question, label: str, done: Mapping[Trial, Outcome]) -> list[Trial]:
     """A method's trials that are not done: of the grid, then of its best rate with the other seeds."""
-    grid = [Trial(label, rate, question.seeds[0]) for rate in question.rates]
-    known = [done[trial] for trial in grid if trial in done]
-    if len(known) < len(grid):
-        return [trial for trial in grid if trial not in done]
-    rate = best_rate(known, question.target)
+    known = tried(question, label, done)
+    rates = grid(question.rates, known, question.target)
+    if more := [rate for rate in rates if rate not in known]:
+        return [Trial(label, rate, question.seeds[0]) for rate in more]
+    rate = best_rate(known.values(), question.target)
     rest = [Trial(label, rate, seed) for seed in question.seeds]
     return [trial for trial in rest if trial not in done]
+
+
+def tried(question: Question, label: str, done: Mapping[Trial, Outcome]) -> dict[float, Outcome]:
+    """A method's outcomes by learning rate, with the seed that tunes it."""
+    first = question.seeds[0]
+    return {trial.rate: one for trial, one in done.items() if (trial.method, trial.seed) == (label, first)}
+
+
+def expected(question: Question, done: Mapping[Trial, Outcome]) -> int:
+    """How many trials there will be, as far as is known: a grid may yet have to be extended."""
+    grids = (grid(question.rates, tried(question, label, done), question.target) for label in question.labels)
+    return sum(len(rates) + len(question.seeds) - 1 for rates in grids)
 
 
 def check(home: Path, question: Question, fields: Container[str] | None = None) -> None:
@@ -223,6 +236,7 @@ def rehearse(question: Question, labels: list[str], make: Experiments, cache: Pa
     from trainpool import training
 
     experiment, configs = make(question.seeds[0]), {}
+    samples = len(experiment.sources()[0])
     for label in dict.fromkeys([question.labels[0], *labels]):
         trial = Trial(label, question.rates[0], question.seeds[0])
         recipe = msgspec.structs.replace(question.recipe, learning_rate=trial.rate)
@@ -230,7 +244,7 @@ def rehearse(question: Question, labels: list[str], make: Experiments, cache: Pa
             configs[label] = training.begin(
                 experiment,
                 out=folder,
-                strategy=question.strategy(label),
+                strategy=question.strategy(label, samples),
                 recipe=recipe,
                 pool=Bench(question.fleet(trial)),
                 seed=trial.seed,

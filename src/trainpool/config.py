@@ -3,6 +3,8 @@
 import ast
 import hashlib
 import importlib.util
+import json
+import math
 import pickletools
 import sys
 import sysconfig
@@ -15,12 +17,25 @@ import msgspec
 
 from trainpool import strategies
 from trainpool.data import Manifest, as_source, named, prepare, whole
-from trainpool.errors import RunError
+from trainpool.errors import ConfigError, RunError
 from trainpool.experiment import load_experiment
 from trainpool.messages import Recipe
+from trainpool.pace import Pace
 from trainpool.strategies import AnyStrategy
 
-__all__ = ["Config", "check_data", "code_of", "read_config", "same_strategy", "source_digest"]
+__all__ = [
+    "Config",
+    "advice",
+    "check_data",
+    "code_of",
+    "pace_settings",
+    "read_config",
+    "same_strategy",
+    "source_digest",
+]
+
+PACE = ("target", "probe", "grace", "first", "spread", "speculate", "limit")
+"""The settings among a pace's fields; the others are what it measured."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -43,6 +58,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     reason: str = ""
     """Why `auto` took this strategy with these settings, where it did."""
     recalibrate: int = 0
+    pace: dict[str, Any] = {}
+    """The settings of `trainpool.pace.Pace`."""
     tensorboard: bool = False
     keep_journal: bool = False
     kernel: Literal["torch", "onnx"] = "torch"
@@ -57,6 +74,35 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """The name of the data set, or the folder of images, where the data are of these kinds."""
     fingerprint: str | None = None
     """Of the training data; None where it is not known cheaply."""
+
+
+def pace_settings(pace: Pace) -> dict[str, Any]:
+    """A pace without what it measured.
+
+    Raises:
+        ConfigError: a setting that cannot be.
+    """
+    if not 0 < pace.target < math.inf:
+        raise ConfigError(f"a task of free length must take more than 0 seconds, and finitely many, not {pace.target}")
+    if pace.probe < 1 or (pace.limit is not None and pace.limit < 0):
+        raise ConfigError(f"the pace's probe ({pace.probe}) must be above 0, the staleness ({pace.limit}) not negative")
+    if not all(0 <= value < math.inf for value in (pace.grace, pace.first, pace.spread)):
+        raise ConfigError("the pace's grace, first and spread must be finite, and not negative")
+    return {name: getattr(pace, name) for name in PACE}
+
+
+def advice(home: Path) -> str:
+    """What to do about a run's folder that is there already."""
+    path = home / "config.json"
+    if not path.exists():
+        return "it is not empty; choose another folder"
+    try:
+        virtual = bool(json.loads(path.read_bytes()).get("virtual"))
+    except (OSError, ValueError):
+        virtual = False
+    if virtual:
+        return "a simulation cannot be continued; choose another folder, or remove it"
+    return f"continue it with `trainpool resume {home}`, or choose another folder"
 
 
 def read_config(home: Path) -> Config:

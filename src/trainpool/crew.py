@@ -76,11 +76,12 @@ def perform(
     bench: Bench | None = None,
 ) -> Outcome:
     """Run one trial of a question, on its machines where no bench is given; see `trainpool.trial.run`."""
+    experiment = make(trial.seed)
     return run(
         trial,
-        make(trial.seed),
+        experiment,
         question=question.hash,
-        strategy=question.strategy(trial.method),
+        strategy=question.strategy(trial.method, len(experiment.sources()[0])),
         recipe=question.recipe,
         bench=bench or Bench(question.fleet(trial)),
         cache=cache,

@@ -24,14 +24,20 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The part of the time that a worker is away, 0 to below 1."""
     session: float = 60.0
     """Mean seconds of a stay, where there is churn."""
+    crash: float = 0.5
+    """The part of the departures without a word."""
     bandwidth: tuple[float, float] | None = None
     """Bits a second of every machine, up and down; None makes transfers free."""
     latency: float = 0.0
     """Seconds that a message takes besides."""
     hidden: float = 0.0
-    """The part of the time that a browser tab is hidden and ten times slower."""
+    """The part of the time that a browser tab is hidden and slower."""
+    slowdown: float = 10.0
+    """How many times slower."""
     lost: float = 0.0
     """The part of the answers that never arrive."""
+    duplicated: float = 0.0
+    """The part of the answers that arrive twice."""
     trace: str = ""
     """A CSV file of who is there when, and how fast."""
     trace_hash: str = ""

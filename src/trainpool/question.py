@@ -2,20 +2,23 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from trainpool import __version__, auto, strategies
-from trainpool.config import source_digest
+from trainpool import __version__, auto
+from trainpool.config import pace_settings, source_digest
 from trainpool.errors import ConfigError
 from trainpool.machines import Machines
 from trainpool.messages import Recipe
+from trainpool.pace import Pace
 from trainpool.pools.fleet import Fleet
 from trainpool.results import REFERENCE, Capacity
-from trainpool.strategies import AnyStrategy
+from trainpool.strategies import AnyStrategy, Serial
 from trainpool.trial import Trial
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ __all__ = ["Experiments", "Method", "Question", "differences", "experiments"]
 
 Experiments: TypeAlias = Callable[[int], "Experiment"]
 """From a seed to model and data; the model's first parameters may depend on the seed."""
+LATER = ("task_seconds", "max_staleness")
+LATER_MACHINES = ("crash", "slowdown", "duplicated")
 
 
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +70,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seeds: tuple[int, ...] = (0, 1, 2)
     """The first one tunes the learning rate."""
     rates: tuple[float, ...] = (0.05, 0.1, 0.2)
-    """Peak learning rates to choose from; a single one is no tuning."""
+    """Peak learning rates to choose from, and more where a method's best is the lowest or the highest; a single one is
+    no tuning."""
     recipe: Recipe = Recipe()
     """What a worker does; its learning rate does not count."""
     experiment: str = ""
@@ -84,6 +90,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Passes over the data between evaluations: how finely the time to the target is known."""
     recalibrate: int = 0
     """Batches on which BatchNorm's statistics are measured anew before each evaluation."""
+    task_seconds: float | None = None
+    """How long a task of free length takes; the pace's default where left out."""
+    max_staleness: int | None = None
+    """The staleness above which updates are refused, where a method sets no bound of its own."""
     version: str = __version__
     """Of trainpool."""
 
@@ -98,6 +108,9 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ConfigError(f"{label} is named twice; {REFERENCE} takes part without being named")
         if not 0 < self.target < 1:
             raise ConfigError(f"the target is an accuracy between 0 and 1, such as 0.88, not {self.target:g}")
+        for key, value in flat(msgspec.to_builtins(self)):
+            if isinstance(value, float) and not math.isfinite(value):  # JSON has no such numbers
+                raise ConfigError(f"{key} must be a finite number, not {value:g}")
         if self.epochs <= 0 or self.evaluate_every <= 0:
             raise ConfigError(f"epochs ({self.epochs:g}) and evaluate_every ({self.evaluate_every:g}) must be above 0")
         for name, values in (("seeds", self.seeds), ("rates", self.rates)):
@@ -106,6 +119,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if len({Trial(label, 1.0, 0).name for label in labels}) < len(labels):  # their files must differ
             raise ConfigError(f"the names of the methods are too much alike: {', '.join(labels)}")
         self.machines.fleet()
+        pace_settings(self.pace)
         if self.experiment and not self.experiment_hash:
             msgspec.structs.force_setattr(self, "experiment_hash", source_digest(self.experiment))
 
@@ -120,11 +134,27 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:16]
 
     def plain(self) -> dict[str, Any]:
-        """The question as it comes back from its file: whole numbers where floats belong are floats."""
+        """The question as it comes back from its file: whole numbers where floats belong are floats.
+
+        What could not be asked from the beginning is left out where it is not asked, so that older questions stay the
+        same.
+        """
         recipe = msgspec.structs.replace(self.recipe, learning_rate=1.0)
         text = msgspec.json.encode(msgspec.structs.replace(self, recipe=recipe))
         tree: dict[str, Any] = json.loads(msgspec.json.encode(msgspec.json.decode(text, type=Question)))
+        for name in LATER:
+            if tree[name] is None:
+                del tree[name]
+        for name in LATER_MACHINES:
+            if tree["machines"][name] == getattr(Machines(), name):
+                del tree["machines"][name]
         return tree
+
+    @property
+    def pace(self) -> Pace:
+        """Of every method."""
+        pace = Pace(limit=self.max_staleness)
+        return pace if self.task_seconds is None else replace(pace, target=self.task_seconds)
 
     @property
     def capacity(self) -> Capacity:
@@ -132,15 +162,17 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         fleet = self.machines.fleet()
         return Capacity(fleet.total, fleet.best)
 
-    @property
-    def trials(self) -> int:
-        """How many there will be."""
-        return (1 + len(self.methods)) * (len(self.rates) + len(self.seeds) - 1)
+    def strategy(self, label: str, samples: int) -> AnyStrategy | str:
+        """The strategy of the method with that label, with so much training data; `auto` is chosen when a trial begins.
 
-    def strategy(self, label: str) -> AnyStrategy | str:
-        """The strategy of the method with that label; `auto` is chosen when a trial begins."""
+        The reference's tasks end where an evaluation is due. With tasks of some seconds it would be evaluated more
+        coarsely than many machines together, whose tasks are as long, and every speed-up would be a guess.
+        """
         method = next((method for method in self.methods if method.label == label), None)
-        return strategies.build(REFERENCE) if method is None else auto.named(method.strategy, method.settings)
+        if method is not None:
+            return auto.named(method.strategy, method.settings)
+        every = max(1, round(self.evaluate_every * samples))
+        return Serial(steps=math.ceil(every / (self.recipe.batch_size or samples)))
 
     def fleet(self, trial: Trial) -> Fleet:
         """The machines that a trial runs on."""
@@ -150,23 +182,36 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """A method's options for `training.begin`: all the same, but that a machine alone has the data in one piece."""
         whole = label == REFERENCE
         common = {name: getattr(self, name) for name in ("epochs", "evaluate_every", "recalibrate")}
+        common |= {"pace": self.pace}
         return common | {"shards": 0 if whole else self.shards, "skew": None if whole else self.skew}
+
+
+def flat(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a tree of dictionaries and lists, each with its place, such as `machines.workers`."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from flat(value, f"{place}.{key}" if place else key)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from flat(value, place)
+    else:
+        yield place, tree
 
 
 def differences(old: Question, new: Question) -> dict[str, str]:
     """In what two questions differ, by the field's name (`machines.workers`), as a phrase each."""
 
-    def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    def fields(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in tree.items():
             if isinstance(value, dict) and prefix == "":
-                yield from flat(value, f"{key}.")
+                yield from fields(value, f"{key}.")
             else:
                 yield prefix + key, value
 
     a, b = old.plain(), new.plain()
     for tree in (a, b):
         tree["methods"] = {method["label"]: method["settings"] for method in tree["methods"]}
-    first, second = dict(flat(a)), dict(flat(b))
+    first, second = dict(fields(a)), dict(fields(b))
 
     def shown(value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, list) else str(value)

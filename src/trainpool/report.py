@@ -13,6 +13,12 @@ from trainpool.trial import Outcome, Trial
 
 __all__ = ["command", "report"]
 
+MACHINES = (
+    *("workers", "spread", "speed", "churn", "session", "crash", "latency", "hidden", "slowdown"),
+    *("lost", "duplicated", "trace"),
+)
+"""Of the machines' options, those that are spelt as they are kept."""
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2125; --soft: #5c6670; --page: #ffffff; --card: #f5f6f8; --line: #d9dde2;
   --mark: #0072b2; }
@@ -69,7 +75,7 @@ def report(question: Question, results: Results, done: Mapping[Trial, Outcome]) 
         section("Accuracy", '<div class="pair">', *accuracy(results, taken), "</div>"),
         section("Time to the target", times(results, question.labels)),
         section("Where the time went", timeline(results, taken)),
-        section("Learning rates", grid(results, question)),
+        section("Learning rates", grid(results)),
         section("The question", facts(question, results), f"<pre>{escape(command(question))}</pre>"),
         section("What the columns mean", meanings()),
         section("What this is, and is not", honesty()),
@@ -176,23 +182,27 @@ def timeline(results: Results, taken: Mapping[str, Sequence[Outcome]]) -> str:
     )
 
 
-def grid(results: Results, question: Question) -> str:
-    """Every learning rate of the grid."""
-    units = Units.of(results)
-    heads = "".join(f'<th scope="col">{rate:g}</th>' for rate in sorted(question.rates))
+def grid(results: Results) -> str:
+    """Every learning rate that was tried."""
+    units, rows = Units.of(results), (*results.rows, results.reference)
+    rates = sorted({point.rate for row in rows for point in row.grid})
+    heads = "".join(f'<th scope="col">{rate:g}</th>' for rate in rates)
     body = []
-    for row in (*results.rows, results.reference):
-        cells = []
-        for point in row.grid:
+    for row in rows:
+        cells, points = [], {point.rate: point for point in row.grid}
+        for rate in rates:
+            if (point := points.get(rate)) is None:
+                cells.append("<td></td>")
+                continue
             first = f"{units.time(point.seconds)} {units.name}" if point.seconds is not None else "never"
             text = f"{first}<small>{'failed' if point.failed else percent(point.accuracy, 2)}</small>"
             cells.append(f"<td>{f'<strong>{text}</strong>' if point.rate == row.rate else text}</td>")
         body.append(f'<tr><th scope="row">{escape(row.method)}</th>{"".join(cells)}</tr>')
-    rows = "\n".join(body)
+    lines = "\n".join(body)
     return (
         '<div class="scroll"><table>\n<caption>Time to the target, and accuracy at the end below it, with the first '
         "seed. Bold is what was taken; a best rate at the edge of the grid may not be the best there is.</caption>\n"
-        f'<thead><tr><th scope="col">peak learning rate</th>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n'
+        f'<thead><tr><th scope="col">peak learning rate</th>{heads}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n'
         "</table></div>"
     )
 
@@ -203,9 +213,13 @@ def facts(question: Question, results: Results) -> str:
     described = m.fleet().describe()
     machines = f"{described['machines']}, from {described['slowest']:,.0f} to {described['fastest']:,.0f} samples/s"
     troubles = [
-        f"away {percent(m.churn, 0)} of the time, after {m.session:g} s on average" if m.churn else "",
-        f"hidden {percent(m.hidden, 0)} of the time" if m.hidden else "",
+        f"away {percent(m.churn, 0)} of the time, after {m.session:g} s on average, {percent(m.crash, 0)} of the times "
+        "without a word"
+        if m.churn
+        else "",
+        f"hidden {percent(m.hidden, 0)} of the time, then {m.slowdown:g} times slower" if m.hidden else "",
         f"{percent(m.lost)} of answers lost" if m.lost else "",
+        f"{percent(m.duplicated)} of answers twice" if m.duplicated else "",
         f"as in {m.trace}" if m.trace else "",
     ]
     cut = f"{question.shards} shards" if question.shards else "each method's own number of shards"
@@ -241,7 +255,7 @@ def command(question: Question) -> str:
         option("loss", question.loss, plain.loss)
         option("norm", question.norm)
     option("strategies", ",".join(method.label for method in question.methods))
-    for name in ("workers", "spread", "speed", "churn", "session", "latency", "hidden", "lost", "trace"):
+    for name in MACHINES:
         option(name, getattr(m, name), getattr(plain.machines, name))
     option("fleet-seed", m.seed, 0)
     if m.bandwidth:
@@ -260,6 +274,8 @@ def command(question: Question) -> str:
     option("skew", question.skew)
     option("evaluate-every", question.evaluate_every, plain.evaluate_every)
     option("recalibrate", question.recalibrate, 0)
+    option("task-seconds", question.task_seconds)
+    option("max-staleness", question.max_staleness)
     return shlex.join([*words, "--out", "runs/compare"])
 
 

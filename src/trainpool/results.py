@@ -2,16 +2,18 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from trainpool.trial import Outcome
 
-__all__ = ["REFERENCE", "Capacity", "Results", "Row", "Spread", "Tuning", "best_rate", "row"]
+__all__ = ["REFERENCE", "Capacity", "Results", "Row", "Spread", "Tuning", "best_rate", "grid", "row"]
 
 REFERENCE = "serial"
 """The method that runs on the fastest machine alone, which every speed-up is measured against."""
+WIDER = 2
+"""How often a grid of learning rates is extended beyond each of its ends."""
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -42,12 +44,6 @@ class Spread(msgspec.Struct, frozen=True):
         found = (statistics.median(known), min(known), max(known))
         return cls(*(value if math.isfinite(value) else None for value in found))
 
-    def under(self, value: float | None) -> "Spread":
-        """A number divided by this one: what was high is low."""
-        if value is None:
-            return Spread(None, None, None)
-        return Spread(*(value / part if part else None for part in (self.median, self.high, self.low)))
-
 
 class Tuning(msgspec.Struct, frozen=True):
     """One point of the grid of learning rates, with the first seed."""
@@ -67,7 +63,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     rate: float
     """The peak learning rate that was taken."""
     grid: tuple[Tuning, ...]
-    """What it was chosen from; a single one is no choice."""
+    """What it was chosen from, the lowest first; a single one is no choice."""
     seeds: int
     reached: int
     """Seeds that reached the target."""
@@ -80,7 +76,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     gap: Spread
     """Of virtual time between the evaluation at the target and the one before: how finely the time is known."""
     speedup: Spread
-    """The reference's median time to the target over this method's."""
+    """The reference's time to the target over this method's, seed by seed."""
     share: float | None
     """The median speed-up over the ideal one."""
     accuracy: Spread
@@ -103,6 +99,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     bytes_up: Spread
     """Bytes back for the whole budget."""
 
+    @property
+    def edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest that was tried, so that a better one may lie beyond."""
+        return len(self.grid) > 1 and self.rate in (self.grid[0].rate, self.grid[-1].rate)
+
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to a question."""
@@ -124,9 +125,8 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
         The outcomes of a method are those of the grid with the first seed, and those of the best rate with the others.
         """
-        serial = row(methods[0], target, capacity, None, first_seed)
-        reference = row(methods[0], target, capacity, serial.seconds.median, first_seed)
-        others = [row(outcomes, target, capacity, serial.seconds.median, first_seed) for outcomes in methods[1:]]
+        alone = best_of(methods[0], target, first_seed)
+        reference, *others = (row(outcomes, target, capacity, alone, first_seed) for outcomes in methods)
 
         def rank(row: Row) -> tuple[float, float]:
             return math.inf if row.seconds.median is None else row.seconds.median, -(row.accuracy.median or 0.0)
@@ -137,17 +137,57 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def best_rate(grid: Iterable[Outcome], target: float) -> float:
-    """The best learning rate of a grid: soonest at the target, then most accurate, then the lowest."""
+    """The best learning rate of a grid: soonest at the target, then most accurate, then lowest; failed ones last."""
 
-    def rank(outcome: Outcome) -> tuple[float, float, float]:
+    def rank(outcome: Outcome) -> tuple[bool, float, float, float]:
         point = outcome.reached(target)
-        return point.seconds if point else math.inf, -(outcome.accuracy or 0.0), outcome.trial.rate
+        seconds = point.seconds if point else math.inf
+        return bool(outcome.failed), seconds, -(outcome.accuracy or 0.0), outcome.trial.rate
 
     return min(grid, key=rank).trial.rate
 
 
+def grid(rates: Sequence[float], known: Mapping[float, Outcome], target: float) -> list[float]:
+    """The learning rates to be tried, of which some are known: those asked for, and more while the best is at an end.
+
+    Where the lowest of the known ones is the best, half of it follows, and twice the highest likewise. A single rate
+    is no grid.
+    """
+    found = sorted(rates)
+    below = above = WIDER if len(found) > 1 else 0
+    while all(rate in known for rate in found):
+        best = best_rate((known[rate] for rate in found), target)
+        if best == found[0] and below:
+            found, below = [best / 2, *found], below - 1
+        elif best == found[-1] and above:
+            found, above = [*found, 2 * best], above - 1
+        else:
+            break
+    return found
+
+
+def best_of(outcomes: Iterable[Outcome], target: float, first_seed: int) -> list[Outcome]:
+    """The outcomes of a method with its best rate, one a seed."""
+    found = list(outcomes)
+    rate = best_rate((outcome for outcome in found if outcome.trial.seed == first_seed), target)
+    return [outcome for outcome in found if outcome.trial.rate == rate]
+
+
+def speedups(alone: Iterable[Outcome], taken: Iterable[Outcome], target: float) -> Spread:
+    """The reference's time to the target over a method's, seed by seed.
+
+    0 where the method never got there, endless where the reference alone did not: both are None in the spread.
+    """
+    first = {outcome.trial.seed: outcome.reached(target) for outcome in alone}
+    ratios = []
+    for outcome in taken:
+        point, other = outcome.reached(target), first.get(outcome.trial.seed)
+        ratios.append(-math.inf if point is None else math.inf if other is None else other.seconds / point.seconds)
+    return Spread.of(ratios)
+
+
 def row(
-    outcomes: Sequence[Outcome], target: float, capacity: Capacity, reference: float | None, first_seed: int
+    outcomes: Sequence[Outcome], target: float, capacity: Capacity, alone: Sequence[Outcome], first_seed: int
 ) -> Row:
     """One method's row.
 
@@ -155,32 +195,30 @@ def row(
         outcomes: all of the method.
         target: accuracy, 0 to 1.
         capacity: what the machines could do.
-        reference: seconds that the reference took to the target, the median; None is never.
+        alone: the reference's outcomes, one a seed.
         first_seed: the seed of the grid.
     """
-    grid = sorted((o for o in outcomes if o.trial.seed == first_seed), key=lambda outcome: outcome.trial.rate)
-    rate = best_rate(grid, target)
-    taken = [outcome for outcome in outcomes if outcome.trial.rate == rate]
+    tried = sorted((o for o in outcomes if o.trial.seed == first_seed), key=lambda outcome: outcome.trial.rate)
+    taken = best_of(outcomes, target, first_seed)
     points = [outcome.reached(target) for outcome in taken]
 
     def until(field: str) -> Spread:
         return Spread.of(None if point is None else getattr(point, field) for point in points)
 
-    seconds = until("seconds")
-    speedup = seconds.under(reference)
+    speedup = speedups(alone, taken, target)
     tunings = []
-    for outcome in grid:
+    for outcome in tried:
         point = outcome.reached(target)
         tunings.append(Tuning(outcome.trial.rate, point.seconds if point else None, outcome.accuracy, outcome.failed))
     return Row(
         method=taken[0].trial.method,
-        rate=rate,
+        rate=taken[0].trial.rate,
         grid=tuple(tunings),
         seeds=len(taken),
         reached=sum(point is not None for point in points),
         reason=taken[0].reason,
         failures=tuple(outcome.failed for outcome in taken if outcome.failed),
-        seconds=seconds,
+        seconds=until("seconds"),
         gap=Spread.of(outcome.gap(target) for outcome in taken),
         speedup=speedup,
         share=None if speedup.median is None else speedup.median / capacity.ideal,

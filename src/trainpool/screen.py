@@ -28,10 +28,10 @@ DROPPED = ("computing", "staleness", "of ideal", "rate", "wasted")
 class Screen:
     """Follows a comparison on a console."""
 
-    def __init__(self, total: int, quiet: bool = False, console: Console | None = None) -> None:
-        """`total` is the number of trials; the console is standard error's by default."""
+    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+        """The console is standard error's by default."""
         self.console = console or Console(stderr=True, quiet=quiet)
-        self.total, self.done = total, 0
+        self.total = self.done = 0
         self.first: int | None = None
         """Trials that were done when this process began."""
         self.running: dict[Trial, News | None] = {}
@@ -57,9 +57,9 @@ class Screen:
         """Print a line."""
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
-    def tell(self, news: Trial | News | Outcome, done: int) -> None:
+    def tell(self, news: Trial | News | Outcome, done: int, total: int) -> None:
         """A trial begins, goes on or has ended; see `trainpool.compare.Follower`."""
-        self.done = done
+        self.done, self.total = done, total
         match news:
             case Trial():
                 self.first = done if self.first is None else self.first

@@ -1,20 +1,30 @@
 """What a simulated run of one method came to, beside what every run leaves: where its machines' time went."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trainpool import wire
+from trainpool import auto, wire
+from trainpool.errors import ConfigError
 from trainpool.machines import Machines
+from trainpool.messages import Recipe
+from trainpool.pace import Pace
+from trainpool.pools.fleet import Fleet
 from trainpool.pools.simulated import SimulatedPool
+from trainpool.pools.timing import timing
 from trainpool.record import Record, Summary
+from trainpool.strategies import AnyStrategy, name_of
 from trainpool.tables import bandwidth, measured, percent, size
 from trainpool.trial import Timeline, Work
 
-__all__ = ["finish", "words"]
+if TYPE_CHECKING:
+    from trainpool.experiment import Experiment
+
+__all__ = ["finish", "schedule", "schedule_words", "words"]
 
 TRACKS = 16
 """Workers in the picture."""
@@ -90,4 +100,63 @@ def words(folder: Path, found: dict[str, Any]) -> dict[str, str]:
             else f"{goal} was never reached within the budget"
         )
         rows = {"test accuracy": rows.pop("test accuracy"), "target": when, **rows}
+    return rows
+
+
+def schedule(
+    experiment: "Experiment",
+    strategy: AnyStrategy | str,
+    recipe: Recipe,
+    pace: Pace,
+    fleet: Fleet,
+    *,
+    epochs: float,
+    shards: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How a run's work would be scheduled, without training; see `trainpool.pools.timing.timing`.
+
+    All shards are equally large here, so that nothing need be cut: no sample is read.
+
+    Raises:
+        ConfigError: the settings do not fit.
+        RunError: nothing can happen any more, and the run is not finished.
+    """
+    from trainpool.kernels.torch import dtype_of, layout_of
+
+    if epochs <= 0 or shards < 0:
+        raise ConfigError(f"epochs ({epochs:g}) must be above 0, shards ({shards}) not negative")
+    samples = len(experiment.sources()[0])
+    size = layout_of(experiment.model).size * dtype_of(experiment.model).itemsize
+    reason = ""
+    if isinstance(strategy, str):
+        batch = recipe.batch_size or max(1, samples // len(fleet))
+        choice = auto.choose(SimulatedPool(fleet, fidelity="timing").conditions(batch), size)
+        strategy, reason = choice.strategy, choice.reason
+    count = shards or min(strategy.shards(len(fleet)), samples)
+    batch = recipe.batch_size or max(1, samples // count)
+    steps = max(1, round(epochs * samples / count / batch))
+    found = timing(
+        strategy, fleet, shards=count, steps=steps, batch=batch, size=size, recipe=recipe, pace=pace, seed=seed
+    )
+    return {
+        "strategy": name_of(strategy),
+        "reason": reason,
+        "machines": fleet.describe(),
+        **dataclasses.asdict(found),
+    }
+
+
+def schedule_words(found: dict[str, Any]) -> dict[str, str]:
+    """The numbers of `schedule` for a person."""
+    rows = {
+        "method": found["strategy"] + (f", for {found['reason']}" if found["reason"] else ""),
+        "end": found["end"],
+        "samples": f"{found['merged']:,} in {found['seconds']:.4g} virtual s",
+        "their time": f"{percent(found['utilisation'], 0)} computing",
+        "wasted": f"{percent(found['wasted'] / (found['computed'] or 1))} of the computed samples",
+        "updates": f"{found['updates']:,} merged, {found['refused']:,} refused",
+        "traffic": f"{size(found['down'])} to workers, {size(found['up'])} back",
+        "events": f"{found['events']:,} in {found['real']:.3g} s of this computer",
+    }
     return rows

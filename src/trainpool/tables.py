@@ -10,7 +10,7 @@ from trainpool.results import REFERENCE, Results, Row, Spread
 __all__ = ["COLUMNS", "Column", "Units", "bandwidth", "headline", "measured", "notes", "percent", "size"]
 
 COARSE = 0.3
-"""The part of a time that may pass between two evaluations before the table says so."""
+"""The part of a time that may pass between two evaluations before the table says what helps."""
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -93,9 +93,11 @@ def time_cell(row: Row, results: Results, units: Units) -> str:
 
 
 def speedup_cell(row: Row, results: Results, units: Units) -> str:
-    """The speed-up; of a seed that never reached the target it is 0."""
+    """The speed-up; of a seed that never reached the target it is 0, of one that the reference never did endless."""
+    if row.speedup.median is None:
+        return "–"
     spread = msgspec.structs.replace(row.speedup, low=row.speedup.low or 0.0)
-    return ranged(spread, lambda value: f"{value:.2f}", "×", "–")
+    return ranged(spread, lambda value: f"{value:.2f}", "×", "∞")
 
 
 def traffic(row: Row, target: Spread, budget: Spread) -> str:
@@ -119,8 +121,9 @@ COLUMNS = (
     ),
     Column(
         "speed-up",
-        "The reference's median time to the target, divided by this method's. The reference is plain SGD on the "
-        "fastest machine alone, which pays for no transfer and is never away.",
+        "The reference's time to the target divided by this method's, seed by seed: the median, in brackets the "
+        "lowest and the highest. The reference is plain SGD on the fastest machine alone, which pays for no transfer "
+        "and is never away.",
         speedup_cell,
     ),
     Column(
@@ -219,24 +222,28 @@ def headline(results: Results) -> str:
 def notes(results: Results) -> list[str]:
     """What to know about the numbers: seeds, tuning, coarse timing, failures; a sentence each."""
     units, rows = Units.of(results), (*results.rows, results.reference)
-    seeds, rates = results.reference.seeds, [f"{point.rate:g}" for point in results.reference.grid]
-    found = [
-        f"Medians over {seeds} seeds, below them the range." if seeds > 1 else "There is one seed: no range is known."
-    ]
+    seeds, tried = results.reference.seeds, [[f"{point.rate:g}" for point in row.grid] for row in rows]
+    rates = [rate for rate in tried[-1] if all(rate in each for each in tried)]
+    found = [f"Medians over {seeds} seeds, with the range." if seeds > 1 else "There is one seed: no range is known."]
     if len(rates) > 1:
         found.append(f"Each method's learning rate was chosen from {', '.join(rates)}, on the first seed.")
+        more = [
+            f"{', '.join(rate for rate in each if rate not in rates)} ({row.method})"
+            for row, each in zip(rows, tried, strict=True)
+            if len(each) > len(rates)
+        ]
+        if more:
+            found.append(f"Where the best was the lowest or the highest, more were tried: {', '.join(more)}.")
+        if edge := [f"{row.method} ({row.rate:g})" for row in rows if row.edge]:
+            found.append(f"At the edge of the grid all the same, so a better rate may lie beyond: {', '.join(edge)}.")
     else:
         found.append(f"The learning rate is {rates[0]} for all: it was not tuned.")
-    coarse = [
-        f"{row.method} {units.time(row.gap.median)} {units.name}"
-        for row in rows
-        if row.gap.median is not None and row.seconds.median and row.gap.median > COARSE * row.seconds.median
-    ]
-    if coarse:
-        found.append(
-            f"Times are coarse where evaluations came far apart: {', '.join(coarse)} between the one at the target and "
-            "the one before. A smaller --evaluate-every helps."
-        )
+    known = [(row, row.gap.median, row.seconds.median) for row in rows if row.gap.median is not None]
+    if known:
+        gaps = ", ".join(f"{row.method} {units.time(gap)} {units.name}" for row, gap, _ in known)
+        found.append(f"Times are known to the time between evaluations: {gaps}.")
+        if any(gap is not None and seconds and gap > COARSE * seconds for _, gap, seconds in known):
+            found.append("A smaller --evaluate-every makes it shorter.")
     found += [f"{row.method} took {row.reason}." for row in rows if row.reason]
     found += [f"{row.method}: {reason}." for row in rows for reason in sorted(set(row.failures))]
     return found

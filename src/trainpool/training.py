@@ -21,7 +21,7 @@ from torch import nn
 
 from trainpool import auto, wire
 from trainpool.auto import AUTO
-from trainpool.config import Config, check_data, code_of, read_config, same_strategy
+from trainpool.config import Config, advice, check_data, code_of, pace_settings, read_config, same_strategy
 from trainpool.coordinator import Coordinator
 from trainpool.data import ImageFolderSource, default_cache, prepare, whole
 from trainpool.data.shards import load as load_shard
@@ -35,6 +35,7 @@ from trainpool.journal import Journal, disk
 from trainpool.kernels.protocol import Calibration, Evaluation
 from trainpool.kernels.torch import dtype_of, layout_of, trained_tensors, vector_of
 from trainpool.messages import Recipe
+from trainpool.pace import Pace
 from trainpool.pools.local import LocalPool
 from trainpool.pools.protocol import Job, Pool
 from trainpool.record import Record, Recorder, Summary, check_tensorboard
@@ -89,8 +90,8 @@ def train(experiment: Experiment, *, out: str | Path | None = None, quiet: bool 
         experiment: model, data and loss.
         out: the run's folder, which must not exist; without one nothing is kept but the result.
         quiet: show nothing.
-        **options: of `begin`: strategy, recipe, pool, epochs, seed, shards, skew, evaluate_every, recalibrate, cache,
-            tensorboard, keep_journal, kernel.
+        **options: of `begin`: strategy, recipe, pool, pace, epochs, seed, shards, skew, evaluate_every, recalibrate,
+            cache, tensorboard, keep_journal, kernel.
 
     Raises:
         TrainpoolError: one line that says what is wrong and what to do.
@@ -109,6 +110,7 @@ def begin(
     strategy: AnyStrategy | str = AUTO,
     recipe: Recipe | None = None,
     pool: Pool | None = None,
+    pace: Pace | None = None,
     epochs: float = 3,
     seed: int = 0,
     shards: int = 0,
@@ -132,6 +134,8 @@ def begin(
             pool, see `trainpool.auto`.
         recipe: what a worker does with a task; `Recipe()` by default.
         pool: where workers run; one process a core by default.
+        pace: how long tasks of free length take, when answers are late, and how stale they may be; its settings are
+            kept, what it measured is not.
         epochs: passes over the training data.
         seed: of the shards and of every batch's order. The model's first parameters are the caller's.
         shards: how many the data are cut into; 0 leaves it to the strategy.
@@ -173,9 +177,7 @@ def begin(
         if home.exists() and (
             not home.is_dir() or any(PROGRAM not in item.name and item.name != LOWERED for item in home.iterdir())
         ):
-            begun = (home / "config.json").exists()
-            hint = f"continue it with `trainpool resume {home}`" if begun else "it is not empty"
-            raise RunError(f"{home} exists: {hint}, or choose another folder")
+            raise RunError(f"{home} exists: {advice(home)}")
     train_source, test_source = experiment.sources()
     layout = layout_of(experiment.model)
     if isinstance(method, str):
@@ -221,6 +223,7 @@ def begin(
         cache=str(place.resolve()),
         skew=skew,
         recalibrate=recalibrate,
+        pace=pace_settings(pace or Pace()),
         tensorboard=tensorboard,
         keep_journal=keep_journal,
         kernel=kernel,
@@ -325,7 +328,7 @@ def carry_on(run: Run, *, quiet: bool = False) -> Result:
     home, config, pool, model = run.home, run.config, run.pool, run.model
     layout = layout_of(model)
     plan = Plan.of({shard.id: shard.samples for shard in config.train.shards}, config.recipe, config.epochs)
-    coordinator = Coordinator(run.strategy, plan, layout, vector_of(model), seed=config.seed)
+    coordinator = Coordinator(run.strategy, plan, layout, vector_of(model), seed=config.seed, pace=Pace(**config.pace))
     # A run on simulated time is not continued: it has a journal only where one is to be replayed.
     journal = Journal(home, keep=config.keep_journal) if config.keep_journal or not pool.virtual else None
     try:

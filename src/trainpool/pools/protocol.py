@@ -63,8 +63,6 @@ class Conditions:
     travel: tuple[float, float] = (0.0, 0.0)
     """What it takes a task to reach a machine and its answer to come back, in steps of the fastest machine: for each
     byte of the model, and besides."""
-    churn: float = 0.0
-    """The part of the time that a machine is away."""
 
 
 class Pool(Protocol):

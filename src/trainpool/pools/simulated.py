@@ -130,14 +130,13 @@ class SimulatedPool:
         """Things that happened in a row while nobody had a task."""
 
     def conditions(self, batch: int) -> Conditions:
-        """What the fleet is like, tabs that nobody looks at included; see `Pool.conditions`."""
+        """What the fleet is like, as if all were there and visible: a deployed pool would have to measure it."""
         fleet = self.fleet
         step = batch / fleet.best
         line = sorted(fleet.machines, key=lambda machine: 1 / machine.up + 1 / machine.down)[len(fleet) // 2]
         return Conditions(
             speeds=tuple(machine.speed for machine in fleet.machines),
             travel=((8 / line.up + 8 / line.down) / step, 2 * line.latency / step),
-            churn=fleet.churn,
         )
 
     def open(self, job: Job | None = None) -> None:

@@ -5,7 +5,7 @@ Rule, with w the parameters and Δ the task's delta:
     w ← w - Δ
 
 Task after task continues where the last one ended, so with plain SGD as the local optimizer any cutting into tasks
-gives exactly the parameters of one long run.
+gives the parameters of one long run, up to rounding.
 
 Citation: Robbins, H., Monro, S.: "A Stochastic Approximation Method", Annals of Mathematical Statistics 22(3), 1951.
 Deviations: the local optimizer's momentum or moments start anew with each task, as they do in every strategy here.
@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from trainpool.messages import ShardId, Update
+from trainpool.messages import Count, ShardId, Update
 from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished
 from trainpool.vector import Vector
 
@@ -41,6 +41,9 @@ class Serial:
 
     asynchronous: ClassVar[bool] = True
 
+    steps: Count = 0
+    """Steps of a task; 0 lets the pace decide."""
+
     def shards(self, workers: int) -> int:
         """One: the whole data set, in one order."""
         return 1
@@ -55,9 +58,9 @@ class Serial:
         return () if shard is None else (shard,)
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
-        """The current parameters, for as many steps as the pace allows."""
+        """The current parameters."""
         progress = state.tally.progress(state.plan)
-        return Assignment(state.parameters, progress, state.plan[shard].batch / state.plan.budget)
+        return Assignment(state.parameters, progress, state.plan[shard].batch / state.plan.budget, self.steps or None)
 
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Move to where the task ended."""
