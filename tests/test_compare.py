@@ -129,7 +129,7 @@ def test_differences_are_named() -> None:
         (("admm",), {"epochs": float("nan")}, "epochs must be a finite number, not nan"),
         (("admm",), {"rates": (0.1, float("nan"))}, "rates must be a finite number"),
         (("admm",), {"machines": Machines(bandwidth=(1e6, float("inf")))}, "machines.bandwidth must be a finite"),
-        (("admm:rho=inf",), {}, "rho must be a finite number, not inf"),
+        (("admm:rho=inf",), {}, "rho: must be a finite number, not inf"),
         (("admm",), {"machines": Machines(churn=1.0)}, "churn is a part of the whole"),
         (("admm",), {"machines": Machines(workers=0)}, "at least one machine"),
     ],

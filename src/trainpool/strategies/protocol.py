@@ -216,13 +216,13 @@ def check(strategy: AnyStrategy) -> None:
     """
     method = type(strategy).__module__.rpartition(".")[2].replace("_", "-")
     values = msgspec.to_builtins(strategy)
+    for setting, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{method}: {setting}: must be a finite number, not {value}")
     try:
         msgspec.convert(values, type(strategy))
     except msgspec.ValidationError as error:
         raise misfit(method, error) from error
-    for setting, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{method}: {setting}: must be finite, not {value}")
 
 
 def misfit(method: str, error: msgspec.ValidationError) -> ConfigError:

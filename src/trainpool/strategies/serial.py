@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from trainpool.messages import Count, ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished
+from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
 from trainpool.vector import Vector
 
 __all__ = ["Serial"]
@@ -50,6 +50,7 @@ class Serial:
 
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters."""
+        check(self)
         return State(plan, parameters.copy(), 0, Tally())
 
     def wanted(self, state: State) -> Collection[ShardId]:
