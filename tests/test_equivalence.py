@@ -35,7 +35,7 @@ from reference import (
 from trainpool.messages import Optimizer, Recipe, Update
 from trainpool.pace import Pace
 from trainpool.strategies import ADMM, AnyStrategy, Downpour, ParallelSGD, Serial
-from trainpool.strategies.parallel_sgd import State
+from trainpool.strategies.protocol import State
 
 ROUNDS = 20
 RATE = 0.1

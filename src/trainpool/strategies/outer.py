@@ -85,4 +85,4 @@ class Outer:
                 np.sqrt(v, out=g)
                 g += number(self.tau)
                 g = np.divide(m, g, out=g)
-        w -= np.multiply(g, number(self.learning_rate), out=other)
+        w -= g if self.learning_rate == 1 else np.multiply(g, number(self.learning_rate), out=other)

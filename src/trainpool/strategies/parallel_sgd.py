@@ -17,61 +17,19 @@ is weighted by samples, the same thing for the paper's equal shards; the local o
 so at one step a task the method is large-batch plain SGD whatever the momentum.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import ClassVar
-
-import numpy as np
 
 from trainpool.messages import Count, ShardId, Update
 from trainpool.strategies.protocol import Assignment, Plan, check
-from trainpool.vector import CHUNK, Vector, share
+from trainpool.strategies.reducer import Reducer, State
+from trainpool.vector import Vector
 
 __all__ = ["ParallelSGD"]
 
-
-@dataclass(frozen=True)
-class Early:
-    """An update before its turn. The sum follows the plan's order, so that any order of arrival gives the same bits."""
-
-    delta: Vector
-    samples: int
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything that evolves."""
-
-    plan: Plan
-    parameters: Vector
-    """w: [trainable]."""
-    version: int
-    """Rounds completed."""
-    rounds: int
-    total: Vector
-    """Σ n_i Δ_i over this round's first `turn` shards: [trainable]."""
-    samples: int
-    """Σ n_i over the same."""
-    turn: int
-    early: dict[ShardId, Early]
-
-
-class Missing(Collection[ShardId]):
-    """The shards that a round still misses: a view of its state."""
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-
-    def __contains__(self, shard: object) -> bool:
-        place = self.state.plan.places.get(shard, -1)  # type: ignore[call-overload]
-        return bool(place >= self.state.turn) and shard not in self.state.early
-
-    def __len__(self) -> int:
-        return len(self.state.plan.shards) - self.state.turn - len(self.state.early)
-
-    def __iter__(self) -> Iterator[ShardId]:
-        shards = self.state.plan.shards
-        return (shards[i].id for i in range(self.state.turn, len(shards)) if shards[i].id not in self.state.early)
+MEAN = Reducer()
+"""Gathers a round's deltas and steps along their mean: w - Σ n_i Δ_i / Σ n_i is Σ n_i w_i / Σ n_i."""
 
 
 @dataclass(frozen=True)
@@ -91,59 +49,22 @@ class ParallelSGD:
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters."""
         check(self)
-        rounds = plan.rounds(self.rounds)
-        return State(plan, parameters.copy(), 0, rounds, np.zeros_like(parameters), 0, 0, {})
+        return MEAN.init(parameters, plan)
 
     def wanted(self, state: State) -> Collection[ShardId]:
-        """The shards that this round still misses."""
-        return () if state.version == state.rounds else Missing(state)
+        """The shards that this round still misses; none after the last, when every shard's steps are done."""
+        return MEAN.wanted(state)
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """The round's parameters, for the shard's equal share of its steps."""
-        steps = state.plan.round_steps(shard, state.version, state.rounds)
-        return Assignment(state.parameters, state.version / state.rounds, 1 / (state.rounds * steps), steps)
+        rounds = state.plan.rounds(self.rounds)
+        steps = state.plan.round_steps(shard, state.version, rounds)
+        return Assignment(state.parameters, state.version / rounds, 1 / (rounds * steps), steps)
 
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Add to the round's sum; average when it is complete."""
-        early = state.early
-        early[shard] = Early(update.delta, update.samples)
-        samples, turn = state.samples, state.turn
-        while turn < len(state.plan.shards) and (item := early.pop(state.plan.shards[turn].id, None)):
-            add(state.total, item)
-            samples, turn = samples + item.samples, turn + 1
-        if shard in early:
-            early[shard] = Early(update.delta.copy(), update.samples)
-        if turn < len(state.plan.shards):
-            return replace(state, samples=samples, turn=turn, early=early)
-        average(state, samples)
-        return replace(state, version=state.version + 1, samples=0, turn=0, early=early)
+        return MEAN.merge(state, shard, update)
 
     def report(self, state: State) -> dict[str, float]:
         """The rounds completed."""
-        return {"round": state.version}
-
-
-def add(total: Vector, item: Early) -> None:
-    """total ← total + n_i Δ_i."""
-    weight = total.dtype.type(item.samples)
-
-    def work(parts: Sequence[slice]) -> None:
-        scratch = np.empty(min(CHUNK, total.size), total.dtype)
-        for part in parts:
-            weighted = np.multiply(item.delta[part], weight, out=scratch[: part.stop - part.start])
-            total[part] += weighted
-
-    share(total.size, work)
-
-
-def average(state: State, samples: int) -> None:
-    """w ← w - total / Σ n_i, and total ← 0."""
-    w, total, number = state.parameters, state.total, state.total.dtype.type
-
-    def work(parts: Sequence[slice]) -> None:
-        for part in parts:
-            total[part] /= number(samples)
-            w[part] -= total[part]
-            total[part] = 0
-
-    share(total.size, work)
+        return MEAN.report(state)

@@ -53,11 +53,6 @@ class Plan:
         return {shard.id: shard for shard in self.shards}
 
     @cached_property
-    def places(self) -> Mapping[ShardId, int]:
-        """Each shard's place in the plan's order."""
-        return {shard.id: place for place, shard in enumerate(self.shards)}
-
-    @cached_property
     def budget(self) -> int:
         """Samples that the run trains, counting each pass."""
         return sum(shard.steps * shard.batch for shard in self.shards)
@@ -67,14 +62,18 @@ class Plan:
         """Samples in the data set."""
         return sum(shard.samples for shard in self.shards)
 
+    @cached_property
+    def shortest(self) -> int:
+        """Steps of the shard that has the fewest."""
+        return min(shard.steps for shard in self.shards)
+
     def rounds(self, wanted: int) -> int:
         """How many synchronous rounds the run has: `wanted`, where every task then has a step.
 
         Where that is 0: ten a pass over the data, but fewer where tasks would have less than ten steps.
         """
-        shortest = min(shard.steps for shard in self.shards)
-        usual = min(round(10 * self.budget / self.samples), shortest // 10)
-        return max(1, min(wanted or usual, shortest))
+        usual = min(round(10 * self.budget / self.samples), self.shortest // 10)
+        return max(1, min(wanted or usual, self.shortest))
 
     def round_steps(self, shard: ShardId, number: int, rounds: int) -> int:
         """A shard's steps in round `number` (from 0) of `rounds`: equal shares that add up to its steps exactly."""

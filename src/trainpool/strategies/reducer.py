@@ -245,10 +245,11 @@ class Reducer:
             scratch = np.empty((2, min(CHUNK, w.size)), w.dtype)
             for part in parts:
                 g, other = scratch[:, : part.stop - part.start]
-                g.fill(0)
                 if total.size:
-                    g += total[part]
+                    g[:] = total[part]
                     total[part] = 0
+                else:
+                    g.fill(0)
                 for item in ready:
                     g += np.multiply(item.delta[part], number(item.scale), out=other)
                 if divisor != 1:
