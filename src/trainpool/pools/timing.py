@@ -1,18 +1,20 @@
 """How a method would schedule its work on a fleet, without any training: 100,000 machines in seconds."""
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from trainpool.coordinator import Coordinator
-from trainpool.errors import ConfigError
+from trainpool.errors import ConfigError, RunError
 from trainpool.events import Finished, Send, Stopped
 from trainpool.messages import Recipe
 from trainpool.pace import Pace
 from trainpool.pools.fleet import Fleet
-from trainpool.pools.protocol import Arrival
+from trainpool.pools.protocol import Arrival, Message
 from trainpool.pools.simulated import SimulatedPool
 from trainpool.strategies.protocol import AnyStrategy, Plan, ShardPlan
 from trainpool.vector import Layout
@@ -109,27 +111,46 @@ def timing(
     )
 
 
+class Virtual(Protocol):
+    """A pool in virtual time that can open without a job."""
+
+    time: float
+
+    def open(self) -> None: ...
+    def poll(self, timeout: float) -> list[Message]: ...
+    def send(self, command: Send) -> None: ...
+    def close(self) -> None: ...
+
+
 def carry(
-    coordinator: Coordinator, pool: SimulatedPool, *, seen: Callable[[Arrival], None] | None = None
+    coordinator: Coordinator,
+    pool: Virtual,
+    *,
+    seen: Callable[[Arrival, float], None] | None = None,
+    most: int | None = None,
 ) -> tuple[str, int]:
     """Carry events and commands between the two until the run ends: "finished" or why it stopped, and the events.
 
-    `seen` is called after each event.
+    `seen` is called with each event, and when, before the coordinator handles it; when it raises, the run breaks off.
+
+    Raises:
+        RunError: the pool was asked `most` times, and the run has not ended.
     """
     pool.open()
     events, poll, handle, send = 0, pool.poll, coordinator.handle, pool.send
     try:
-        while True:
+        for _ in itertools.count() if most is None else range(most):
             for arrival in poll(1.0):
                 if type(arrival) is not Arrival:
                     continue
                 events += 1
+                if seen is not None:
+                    seen(arrival, pool.time)
                 for command in handle(arrival.event, pool.time, arrival.delta, arrival.buffers):
                     if type(command) is Send:
                         send(command)
                     elif isinstance(command, ENDS):
                         return ("finished" if isinstance(command, Finished) else command.reason), events
-                if seen is not None:
-                    seen(arrival)
+        raise RunError(f"the run does not end: it wants updates still after {most} events")
     finally:
         pool.close()

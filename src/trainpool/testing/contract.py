@@ -17,10 +17,12 @@ import numpy as np
 
 from trainpool import rng, wire
 from trainpool.coordinator import Coordinator
-from trainpool.events import Finished, Restarted, Send, Stopped
+from trainpool.errors import RunError
+from trainpool.events import Restarted
 from trainpool.journal import Journal
 from trainpool.messages import Recipe, ShardId, Update
 from trainpool.pools.protocol import Arrival
+from trainpool.pools.timing import carry
 from trainpool.strategies.protocol import AnyStrategy, Assignment, Plan
 from trainpool.testing.pools import Fault, InProcessPool
 from trainpool.testing.problems import Logistic, Quadratic
@@ -54,22 +56,10 @@ def simulate(
 
     `seen` is called with each event before the coordinator handles it; when it raises, the run breaks off there.
     """
-    pool.open()
-    for _ in range(EVENTS):
-        for arrival in pool.poll(1.0):
-            if not isinstance(arrival, Arrival):
-                continue
-            if seen is not None:
-                seen(arrival, pool.now())
-            for command in coordinator.handle(arrival.event, pool.now(), arrival.delta, arrival.buffers):
-                match command:
-                    case Send():
-                        pool.send(command)
-                    case Finished():
-                        return "finished"
-                    case Stopped(reason):
-                        return reason
-    raise AssertionError(f"the run does not end: wanted() is not empty after {EVENTS} events")
+    try:
+        return carry(coordinator, pool, seen=seen, most=EVENTS)[0]
+    except RunError as error:
+        raise AssertionError(str(error)) from error
 
 
 def finish(coordinator: Coordinator, pool: InProcessPool) -> None:
