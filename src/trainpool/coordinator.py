@@ -96,6 +96,7 @@ class Coordinator:
         """Take the strategy's next state."""
         self.state = state
         self.wanted: Collection[ShardId] = self.strategy.wanted(state)
+        self.complete = not self.wanted
 
     def index(self) -> Units:
         """Where every unit stands, from the leases and the ledger."""
@@ -114,7 +115,7 @@ class Coordinator:
                 assert buffers is not None
                 self.busy(event.worker)
                 commands = self.answer(event.worker, event.report, delta, buffers, now)
-                return commands + self.offer(now) if memory.idle or not self.wanted else commands
+                return commands + self.offer(now) if memory.idle or self.complete else commands
             case Asked():
                 worker = event.worker
                 if worker in self.units.held:
@@ -197,7 +198,7 @@ class Coordinator:
             memory.rejected += 1
             stopping = self.miss(reason)
         base = self.drop(lease)
-        if reason:
+        if reason is not None:
             self.units.drop(lease)
             entry.rejected += 1
             return [Rejected(worker, task.id, reason), *stopping]
@@ -258,7 +259,7 @@ class Coordinator:
         memory = self.memory
         if memory.done:
             return []
-        if not self.wanted:
+        if self.complete:
             memory.done = True
             return [Finished()]
         for lease in self.units.expire(now):

@@ -82,7 +82,7 @@ class Downpour:
 
     def warming(self, state: State) -> bool:
         """Whether one replica still trains alone."""
-        return state.tally.progress(state.plan) < self.warm_start
+        return self.warm_start > 0 and state.tally.progress(state.plan) < self.warm_start
 
     def wanted(self, state: State) -> Collection[ShardId]:
         """Every shard with steps left; the least trained one alone during the warm start."""
