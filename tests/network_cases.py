@@ -159,6 +159,7 @@ LOSSES: dict[str, Case] = {
         "mse": ("mse", REAL),
         "smoothed": (lambda o, t: functional.cross_entropy(o, t, label_smoothing=0.1), LABELS),
         "weighted": (lambda o, t: functional.cross_entropy(o, t, weight=torch.arange(1.0, 6.0).to(o.dtype)), LABELS),
+        "weighted, as a module": (nn.CrossEntropyLoss(weight=torch.arange(1.0, 6.0)), LABELS),
         "ignoring": (lambda o, t: functional.cross_entropy(o, t, ignore_index=2), LABELS),
         "binary": (lambda o, t: functional.binary_cross_entropy_with_logits(o, t), (REAL > 0).astype(np.float32)),
         "smooth l1": (lambda o, t: functional.smooth_l1_loss(o, t), REAL),

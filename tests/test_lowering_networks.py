@@ -1,7 +1,9 @@
 """Whole networks, losses, optimizers and augmentation: twenty steps give PyTorch's update."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +146,68 @@ def test_what_rounding_decides_in_one_task_is_no_mistake(
     made = lower(tp.Experiment(models.build("logistic", (1, 8, 8), 5), (BYTES, LABELS)), Recipe(**PLAIN))
     assert made.comparison.agrees == good
     assert (made.comparison.exact > 5e-3) != good
+
+
+class Careful(nn.Module):
+    """Insists on float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.line(x.float().flatten(1))
+
+
+def floats(output: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(output, target, weight=torch.arange(1.0, 6.0))
+
+
+@pytest.mark.parametrize(("make", "loss"), [(Careful, "cross-entropy"), (LOSSES["mse"].make, floats)])
+def test_what_runs_in_float32_alone_is_compared_in_float32(make: Callable[[], nn.Module], loss: Any) -> None:
+    made = lower(tp.Experiment(make(), (BYTES, LABELS), loss=loss), Recipe(**PLAIN))
+    assert made.comparison.exact is None
+    assert made.comparison.agrees
+    assert made.comparison.apart == made.comparison.update < 1e-4
+
+
+def ignoring(output: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(output, target, ignore_index=2)
+
+
+def smoothed(output: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(output, target, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "half-squared-error", ignoring, smoothed])
+def test_a_label_that_is_no_class_does_not_train(loss: Any) -> None:
+    model = models.build("logistic", (1, 8, 8), 5)
+    kernel = OnnxKernel(lower(tp.Experiment(model, (BYTES, LABELS), loss=loss), Recipe(**PLAIN)).loaded)
+    vector = vector_of(model)
+    task = task_of(Recipe(**PLAIN), 5, 8)
+    for label in (5, 7, -1):
+        y = np.where(np.arange(40) % 5 == 3, label, LABELS)
+        with pytest.raises(KernelError, match="the loss is nan at the first step"):
+            kernel.run(task, vector, None, {"x": BYTES, "y": y}, np.empty_like(vector))
+    if loss == "cross-entropy":  # PyTorch's own number for what is to be left out
+        y, out = np.where(np.arange(40) % 5 == 3, -100, LABELS), np.empty_like(vector)
+        shard = {"x": BYTES, "y": y}
+        torchs = TorchKernel(copy.deepcopy(model), functional.cross_entropy).run(task, vector, None, shard, out)
+        assert kernel.run(task, vector, None, shard, out).loss == pytest.approx(torchs.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [floats, ignoring])
+@pytest.mark.parametrize("rare", [False, True])
+def test_a_loss_that_is_no_mean_is_evaluated_batch_by_batch_whatever_the_datas_order(loss: Any, rare: bool) -> None:
+    model = models.build("logistic", (1, 8, 8), 5)
+    x = np.random.default_rng(3).integers(0, 256, (500, 1, 8, 8), dtype=np.uint8)
+    y = np.sort(np.random.default_rng(4).integers(0, 5, 500))
+    if rare:  # nothing but one class
+        y[:] = 3
+    lowered = lower(tp.Experiment(model, (x, y), loss=loss), Recipe(**PLAIN))
+    vector, test = vector_of(model), {"x": x, "y": np.arange(500) * 3 % 5}
+    ours = OnnxKernel(lowered.loaded).evaluate(vector, test).loss
+    assert ours == pytest.approx(TorchKernel(model, loss).evaluate(vector, test).loss, rel=1e-5)
 
 
 def test_recurrent_dropout_is_refused_with_advice() -> None:

@@ -68,7 +68,7 @@ class Lowered:
         if not found.agrees:
             raise LoweringError(
                 f"the program is not what PyTorch computes: after {found.steps} steps the update differs by "
-                f"{found.exact:.1e} of its size, the buffers by {found.buffers:.1e}, the evaluation by "
+                f"{found.apart:.1e} of its size, the buffers by {found.buffers:.1e}, the evaluation by "
                 f"{found.evaluation:.1e} (at most {found.limit:.0e}); does the model keep state outside of its "
                 "buffers, or draw random numbers with another library?"
             )
@@ -144,16 +144,20 @@ def described(data: bytes) -> File:
 
 
 def rows_of(source: Source, batch: int, steps: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Enough samples for some steps, as a shard stores them; repeated where there are fewer."""
-    rows = np.arange(min(len(source), max(batch * steps, EVALUATION_BATCH + 1)))
+    """Enough samples for some steps, as a shard stores them; repeated where there are fewer.
+
+    From the whole source, in equal distances: where it is sorted, its first samples are of one class.
+    """
+    count = min(len(source), max(batch * steps, EVALUATION_BATCH + 1))
+    rows = np.arange(count) * len(source) // count
     x, y = source.gather(rows)
     wanted = np.arange(max(batch, len(rows))) % len(rows)
     return np.asarray(x)[wanted], np.asarray(y)[wanted]
 
 
 def filled(values: Tensor, count: int) -> Tensor:
-    """The first samples, repeated to a number of them."""
-    return values[torch.arange(count) % len(values)]
+    """So many samples in equal distances, repeated where there are fewer."""
+    return values[torch.arange(count) * len(values) // count]
 
 
 @dataclass(frozen=True)
@@ -242,24 +246,35 @@ class Pieces:
         names, parameters, buffer_names, buffers = self.tensors()
         mask = torch.ones(len(x))
         arguments = [x, y, mask, parameters, buffers]
-        each = self.separates(x, y)
+        each = self.separates(x, y, labels)
         function = evaluation(self.model, self.loss, self.prepare(False), labels, each)
         recorded = trace(function, arguments, self.model, Trail(self.model))
         labels_ = ["x", "y", "mask", *(f"p.{n}" for n in names), *(f"b.{n}" for n in buffer_names)]
         leaves = [x, y, mask, *parameters, *buffers]
         return write(recorded, list(zip(labels_, leaves, strict=True)), ["loss", "correct"]), each
 
-    def separates(self, x: Tensor, y: Tensor) -> bool:
-        """Whether the loss is the mean of the samples' own, found by trying."""
+    def separates(self, x: Tensor, y: Tensor, labels: bool) -> bool:
+        """Whether the loss is the mean of the samples' own, found by trying.
+
+        With labels, every class is tried, as the samples may lack one that weighs more, or that the loss ignores.
+        """
         with torch.no_grad():
             output = self.model(self.prepare(False)(x))
+            targets = [y]
+            if labels and isinstance(output, Tensor) and output.dim() == 2:
+                classes = output.shape[1]
+                targets += [torch.arange(k, k + len(y)) % classes for k in range(0, classes, len(y))]
+            elif bool((y == y[0]).all()):  # one target shows nothing
+                return False
+            alone = torch.vmap(lambda o, t: self.loss(torch.utils._pytree.tree_map(lambda v: v[None], o), t[None]))
             try:
-                function = torch.vmap(
-                    lambda o, t: self.loss(torch.utils._pytree.tree_map(lambda v: v[None], o), t[None])
-                )
-                return bool(torch.isclose(function(output, y).mean(), self.loss(output, y), rtol=1e-4))
+                for target in targets:
+                    whole = self.loss(output, target)
+                    if not (whole.isfinite() and torch.isclose(alone(output, target).mean(), whole, rtol=1e-4)):
+                        return False
             except Exception:  # whatever the author's code does with a batch of one
                 return False
+        return True
 
 
 def state_of(recipe: Recipe) -> tuple[str, ...]:
