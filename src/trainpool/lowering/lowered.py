@@ -21,7 +21,7 @@ from trainpool.kernels.torch import dtype_of, layout_of, scale, trained_tensors,
 from trainpool.lowering.check import Comparison, compare
 from trainpool.lowering.graph import Graph
 from trainpool.lowering.step import evaluation, training
-from trainpool.lowering.trace import Trail, trace
+from trainpool.lowering.trace import Trail, placed, trace
 from trainpool.lowering.write import write
 from trainpool.messages import Recipe
 from trainpool.program import BLOCKED, Array, Baked, File, Loaded, Program, Sample
@@ -99,6 +99,13 @@ def lower(experiment: Experiment, recipe: Recipe | None = None, *, proximal: boo
     experiment.check(x, y, 0)
     if dtype_of(experiment.model) != torch.float32:
         raise LoweringError(f"a program computes in float32; the model is {dtype_of(experiment.model)}")
+    for name, module in experiment.model.named_modules():
+        kept = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        if kept and module.momentum is None:
+            raise LoweringError(
+                f"module {name}: {type(module).__name__} with momentum=None weighs a batch by how many came before, "
+                "which no program can: give it a momentum"
+            )
     model = copy.deepcopy(experiment.model).cpu()
     layout = layout_of(model)
     labels = y.dtype == np.int64 and y.ndim == 1
@@ -228,7 +235,11 @@ class Pieces:
         return graphs, tuple(noise), tuple(state)
 
     def noise(self, x: Tensor, y: Tensor) -> list[tuple[int, ...]]:
-        """The shapes of the random numbers that a step draws, in order."""
+        """The shapes of the random numbers that a step draws, in order.
+
+        Raises:
+            LoweringError: it draws some that no kernel can repeat.
+        """
         shapes: list[tuple[int, ...]] = []
 
         def source(shape: tuple[int, ...]) -> Tensor:
@@ -236,7 +247,7 @@ class Pieces:
             return torch.full(shape, 0.5)
 
         model = copy.deepcopy(self.model)
-        with Noise(source), torch.no_grad():
+        with Noise(source), placed(model, Trail(model)), torch.no_grad():  # the trail sees an operator first
             self.loss(model(self.prepare(True)(x)), y)
         return shapes
 
