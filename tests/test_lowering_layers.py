@@ -36,7 +36,7 @@ def test_gradients_of_plain_layers_need_neither_indices_nor_scatter() -> None:
 
 @pytest.mark.parametrize("function", [torch.log1p, torch.expm1])
 def test_logarithms_and_exponentials_keep_their_digits_everywhere(function: Callable[[Tensor], Tensor]) -> None:
-    sizes = torch.logspace(-37, 38.5, 500, dtype=torch.float64).float()
+    sizes = torch.logspace(-30, 38.5, 500, dtype=torch.float64).float()
     edges = torch.tensor([0.0, -1.0, -2.0, 17.0, 20.0, 88.0, 5e7, float("inf"), -float("inf"), float("nan")])
     x = torch.cat([sizes, -sizes, edges])
     graph = Graph()

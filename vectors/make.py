@@ -229,6 +229,14 @@ def refused_programs() -> list[dict[str, Any]]:
         refused("unknown type", "$.x.dtype", manifest(good, x={"dtype": "complex64", "shape": [2]})),
         refused("no hash", "$.files", manifest(good, files={"train.onnx": {"sha256": "0", "bytes": 1}})),
         refused("no JSON", "program.json", {**good, "program.json": b"{"}),
+        refused("huge batches", "more than 17,179,869,184 bytes of memory",
+                manifest(good, batch=2**20, x={"dtype": "float32", "shape": [2**31]})),
+        refused("huge numbers", "more than 17,179,869,184 bytes of memory",
+                manifest(good, noise=[{"name": "noise.0", "shape": [2**31, 2**31]}])),
+        refused("huge state", "more than 17,179,869,184 bytes of memory",
+                manifest(good, state=[{"name": "momentum.w", "shape": [2**30, 2]}])),
+        refused("numbers for nothing", "does not take the random numbers noise.0",
+                manifest(good, noise=[{"name": "noise.0", "shape": [2]}])),
         refused("layout with a hole", "is not where it belongs", toy(offset=1)),
     ]  # fmt: skip
 

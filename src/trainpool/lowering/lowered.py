@@ -221,14 +221,7 @@ class Pieces:
         trail = Trail(self.model)
         step = training(self.model, self.loss, self.prepare(True), self.recipe, trail.watch, self.proximal)
         recorded = trace(step, [x, y, *scalars, *lists], self.model, trail)
-        labels = [
-            *("x", "y", "rate", "rho", "step"), *(a.name for a in noise), *(f"p.{n}" for n in names),
-            *(f"b.{n}" for n in buffer_names), *(f"s.{a.name}" for a in state), *(f"a.{n}" for n in names),
-        ]  # fmt: skip
-        outputs = [
-            "loss", *(f"new.p.{n}" for n in names), *(f"new.b.{n}" for n in buffer_names),
-            *(f"new.s.{a.name}" for a in state),
-        ]  # fmt: skip
+        labels, outputs = programs.names([a.name for a in noise], names, buffer_names, [a.name for a in state])
         leaves = [x, y, *scalars, *(tensor for part in lists for tensor in part)]
         inputs = list(zip(labels, leaves, strict=True))
         graphs = {block: write(recorded, inputs, outputs, block) for block in (0, *BLOCKED)}

@@ -104,6 +104,18 @@ test.each([true, false])("a volunteer may stop a task (partial: %s)", async (par
   expect(await page.getByRole("button", { name: "Start" }).isEnabled()).toBe(true);
 });
 
+test("a volunteer may stop before the task has begun, and start again", async () => {
+  await choose("dense");
+  await page.getByText("Done. Thank you").waitFor();
+  await page.evaluate(() => {
+    document.querySelector("form")!.requestSubmit();
+    document.getElementById("stop")!.click();
+  });
+  await page.getByText("It did not work: stopped before the first step.").waitFor();
+  await page.getByRole("button", { name: "Start" }).click();
+  await page.getByText("Done. Thank you").waitFor();
+});
+
 test("a GPU that is lost in mid-task does not lose the task", async () => {
   const worker = page.workers()[0] ?? (await page.waitForEvent("worker"));
   await worker.evaluate(() => {
