@@ -128,7 +128,7 @@ test("a GPU that is lost in mid-task does not lose the task", async () => {
   });
   await page.locator("#wanted").selectOption("webgpu");
   await choose("dense", { steps: 200 });
-  await page.locator("#backend", { hasText: /^the graphics card/ }).waitFor();
+  await page.locator("#backend", { hasText: /^the graphics card/ }).waitFor({ timeout: 240_000 });
   await page.getByText(/^\d+ of 200$/).waitFor();
   await worker.evaluate(() => (self as unknown as { device: GPUDevice }).device.destroy());
   await page.getByText("Done. Thank you").waitFor();
