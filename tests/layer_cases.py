@@ -279,17 +279,33 @@ LAYERS: dict[str, Case] = {
 }
 
 
-def tied(layer: nn.Module) -> nn.Module:
+class Scale(nn.Module):
+    """A trained number a channel: equal values stay equal, step after step."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(x.shape[1], *[1] * (x.ndim - 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+def tied(layer: nn.Module, bits: np.ndarray) -> nn.Module:
     """Zeros and ones reach the layer."""
-    model = Head(nn.Sequential(nn.ReLU(), copy.deepcopy(layer)), BITS)
-    with torch.no_grad():
-        model.before.weight.copy_(torch.eye(4).reshape(4, 4, 1, 1))
-        model.before.bias.zero_()
+    model = Head(nn.Sequential(nn.ReLU(), copy.deepcopy(layer)), bits)
+    model.before = Scale(bits)
     return model
 
 
-BITS = GENERATOR.integers(0, 2, IMAGE.shape).astype(np.float32)  # ties in nearly every window, zeros after ReLU
+BITS = {  # ties in nearly every window, zeros after ReLU
+    axes: GENERATOR.integers(0, 2, x.shape).astype(np.float32) for axes, x in BY_AXES.items()
+}
+TIED: list[tuple[int, nn.Module]] = [
+    (1, nn.MaxPool1d(3)), (1, nn.MaxPool1d(3, 2, padding=1)), (2, nn.MaxPool2d(2)),
+    (2, nn.MaxPool2d(3, 2, padding=1)), (2, nn.MaxPool2d((2, 4))), (2, nn.MaxPool2d(2, 2, dilation=2)),
+    (2, nn.MaxPool2d(3, 2, ceil_mode=True)), (2, nn.AdaptiveMaxPool2d((4, 1))), (3, nn.MaxPool3d(2)),
+    (3, nn.MaxPool3d(3, 2, padding=1)),
+]  # fmt: skip
 TIES: dict[str, Case] = {
-    f"ties: {found}": Case(partial(tied, found), BITS, LABELS, steps=1)
-    for found in (nn.MaxPool2d(2), nn.MaxPool2d(3, 2, padding=1), nn.MaxPool2d((2, 4)))
+    f"ties: {found}": Case(partial(tied, found, BITS[axes]), BITS[axes], LABELS) for axes, found in TIED
 }

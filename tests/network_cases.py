@@ -117,35 +117,58 @@ def masked(output: Tensor, target: Tensor) -> Tensor:
     return (functional.mse_loss(output, target, reduction="none") * seen).sum() / seen.sum().clamp(min=1)
 
 
-def network(make: Callable[[], nn.Module], x: np.ndarray, y: np.ndarray, changes: dict[str, Any], rho: float) -> Case:
-    return Case(make, x, y, recipe=Recipe(**{**PLAIN, **changes}), steps=20, rho=rho)
-
-
 logistic = partial(models.build, "logistic", (1, 8, 8), 5)
+resnet20 = partial(models.build, "resnet20", (3, 8, 8), 5)
+SLOW = {"learning_rate": 1e-3}
+"""Twenty steps of a deep network at a higher rate multiply what rounding began."""
+BODIES: dict[str, tuple[Callable[[], nn.Module], np.ndarray, np.ndarray, dict[str, float]]] = {
+    "cnn": (partial(models.build, "cnn", (1, 8, 8), 5), BYTES, LABELS, {}),
+    "mlp": (partial(models.build, "mlp", (1, 8, 8), 5), BYTES, LABELS, {}),
+    "logistic": (logistic, BYTES, LABELS, {}),
+    "resnet20": (resnet20, COLOURS, LABELS, SLOW),
+    "resnet20 with BatchNorm": (partial(resnet20, norm="batch"), COLOURS, LABELS, SLOW),
+    "separable": (Separable, COLOURS, LABELS, {}),
+    "u-net": (UNet, COLOURS, PIXELS, {}),
+    "vit": (ViT, COLOURS, LABELS, {}),
+    "video": (Video, FILM, LABELS[:24], {}),
+}
+WAYS: dict[str, tuple[dict[str, Any], float, bool]] = {
+    "momentum": ({"momentum": 0.9}, 0.0, False),
+    "adamw": ({"optimizer": "adamw", "weight_decay": 0.1, "learning_rate": 1e-3, "epsilon": 1e-4}, 0.0, False),
+    "proximal": ({}, 0.3, False),
+    "dropout": ({}, 0.0, True),
+}
+"""Of each: changes of the recipe, rho, whether dropout comes before the network.
+
+AdamW's epsilon is above what rounding leaves of gradients that are zero, as of a bias before BatchNorm: a smaller one
+would make steps of the learning rate's size out of it.
+"""
+
+
+def dropped(make: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.2), make())
+
+
+def network(
+    make: Callable[[], nn.Module], x: np.ndarray, y: np.ndarray, changes: dict[str, Any], rho: float, dropout: bool
+) -> Case:
+    return Case(partial(dropped, make) if dropout else make, x, y, recipe=Recipe(**PLAIN | changes), steps=20, rho=rho)
+
+
 NETWORKS: dict[str, Case] = {
-    name: network(*entry)
-    for name, entry in {
-        "cnn": (lambda: models.build("cnn", (1, 8, 8), 5), BYTES, LABELS, {}, 0.0),
-        "cnn, proximal": (lambda: models.build("cnn", (1, 8, 8), 5), BYTES, LABELS, {"momentum": 0.9}, 0.3),
-        "mlp": (
-            lambda: models.build("mlp", (1, 8, 8), 5), BYTES, LABELS,
-            {"optimizer": "adamw", "weight_decay": 0.1}, 0.0,
-        ),
-        "logistic": (
-            lambda: models.build("logistic", (1, 8, 8), 5), BYTES, LABELS,
-            {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "clip_norm": 0.5}, 0.1,
-        ),
-        "resnet20": (lambda: models.build("resnet20", (3, 8, 8), 5), COLOURS, LABELS, {"learning_rate": 1e-3}, 0.0),
-        "resnet20, batch": (
-            lambda: models.build("resnet20", (3, 8, 8), 5, norm="batch"), COLOURS, LABELS,
-            {"learning_rate": 1e-3, "momentum": 0.9}, 0.0,
-        ),
-        "separable": (Separable, COLOURS, LABELS, {"momentum": 0.9}, 0.0),
-        "u-net": (UNet, COLOURS, PIXELS, {"optimizer": "adamw", "clip_norm": 1.0}, 0.0),
-        "vit": (ViT, COLOURS, LABELS, {"optimizer": "adamw", "betas": (0.8, 0.95), "epsilon": 1e-6}, 0.2),
-        "video": (Video, FILM, LABELS[:24], {}, 0.0),
-        "shared weights": (Shared, BYTES, LABELS, {"weight_decay": 0.1}, 0.1),
-    }.items()
+    **{
+        f"{name}, {way}": network(make, x, y, own | changes, rho, dropout)
+        for name, (make, x, y, own) in BODIES.items()
+        for way, (changes, rho, dropout) in WAYS.items()
+    },
+    "logistic, all of SGD": network(
+        logistic, BYTES, LABELS, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "clip_norm": 0.5}, 0.1, False
+    ),
+    "u-net, all of AdamW": network(
+        UNet, COLOURS, PIXELS, {"optimizer": "adamw", "clip_norm": 1.0, "betas": (0.8, 0.95), "epsilon": 1e-6},
+        0.2, False,
+    ),
+    "shared weights": network(Shared, BYTES, LABELS, {"weight_decay": 0.1}, 0.1, False),
 }  # fmt: skip
 WORDS = GENERATOR.integers(0, 9, (40, 6))
 NETWORKS["language"] = Case(Language, WORDS, (WORDS + 1) % 9, each_word, Recipe(**PLAIN), 20)
@@ -159,6 +182,7 @@ LOSSES: dict[str, Case] = {
         "mse": ("mse", REAL),
         "smoothed": (lambda o, t: functional.cross_entropy(o, t, label_smoothing=0.1), LABELS),
         "weighted": (lambda o, t: functional.cross_entropy(o, t, weight=torch.arange(1.0, 6.0).to(o.dtype)), LABELS),
+        "weighted, as a module": (nn.CrossEntropyLoss(weight=torch.arange(1.0, 6.0)), LABELS),
         "ignoring": (lambda o, t: functional.cross_entropy(o, t, ignore_index=2), LABELS),
         "binary": (lambda o, t: functional.binary_cross_entropy_with_logits(o, t), (REAL > 0).astype(np.float32)),
         "smooth l1": (lambda o, t: functional.smooth_l1_loss(o, t), REAL),

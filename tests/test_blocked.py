@@ -255,3 +255,11 @@ def test_the_plain_step_may_have_no_blocks(lowered: Lowered, tmp_path: Path) -> 
     (folder / "program.json").write_bytes(program.encode(msgspec.structs.replace(manifest, files=files)))
     with pytest.raises(ProgramError, match=r"domain 'com\.microsoft\.nchwc'"):
         program.load(folder)
+
+
+def test_a_blocked_step_that_does_not_load_is_left_alone(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "block", lambda: 16)
+    broken = msgspec.structs.replace(lowered.loaded, blocked={16: b"of another version"})
+    assert [node.name for node in OnnxKernel(broken).train.get_inputs()][:2] == ["x", "y"]
+    with pytest.raises(ProgramError, match="cannot load the program"):
+        OnnxKernel(msgspec.structs.replace(broken, train=b"of another version"))

@@ -62,6 +62,7 @@ def test_a_program_gives_the_same_bits_on_a_device_with_its_own_memory(monkeypat
     for device in ("cpu", "cuda:1"):
         if device != "cpu":
             monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", staticmethod(separate))
+            monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda _: ["CUDAExecutionProvider"])
         with nullcontext() if device == "cpu" else pytest.warns(UserWarning, match="CUDAExecutionProvider"):
             kernel = OnnxKernel(loaded, device)
         vector = vector_of(network())
@@ -71,6 +72,15 @@ def test_a_program_gives_the_same_bits_on_a_device_with_its_own_memory(monkeypat
             found[device, steps] = (out.tobytes(), report.loss, kernel.evaluate(vector, SHARD))
     for steps in (5, 4):
         assert found["cpu", steps] == found["cuda:1", steps]
+
+
+def test_where_cuda_does_not_load_a_program_runs_on_the_processor() -> None:
+    loaded = lower(tp.Experiment(network(), (SHARD["x"], SHARD["y"])), Recipe(batch_size=16)).loaded
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
+        kernel = OnnxKernel(loaded, "cuda:1")
+    assert (kernel.kind, kernel.number) == ("cpu", 0)
+    vector = vector_of(network())
+    assert kernel.run(task(Recipe(batch_size=16), 2), vector, None, SHARD, np.empty_like(vector)).steps == 2
 
 
 def test_bfloat16_computes_in_less_and_keeps_float32_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +111,10 @@ def test_each_worker_takes_the_gpu_of_its_number(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnx_kernel, "gpus", lambda: 2)
     monkeypatch.setattr(onnx_kernel, "load_program", lambda folder: folder)
-    monkeypatch.setattr(onnx_kernel, "OnnxKernel", lambda folder, device, threads: device)
-    assert onnx_kernel.load(tmp_path, "auto", number, 1) == (device, device)
+    monkeypatch.setattr(onnx_kernel, "OnnxKernel", lambda _, device, threads: SimpleNamespace(kind=device[:4]))
+    assert onnx_kernel.load(tmp_path, "auto", number, 1)[1] == device
     monkeypatch.setattr(onnx_kernel, "gpus", lambda: 0)
-    assert onnx_kernel.load(tmp_path, "auto", number, 1) == ("cpu", "cpu")
+    assert onnx_kernel.load(tmp_path, "auto", number, 1)[1] == "cpu"
     with pytest.raises(ProgramError, match="no device 'cuda:1': that takes a GPU with CUDA, and onnxruntime-gpu"):
         onnx_kernel.load(tmp_path, "cuda:1", number, 1)
 

@@ -102,7 +102,7 @@ def test_the_command_lowers_and_shows_what_it_made(tmp_path: Path, cache: Path) 
     arguments = ["lower", "--data", "digits", "--model", "logistic", "--out", str(out), "--cache", str(cache), "-q"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    for word in ("operators", "nodes", "size", "PyTorch", "difference", "program.json"):
+    for word in ("operators", "nodes", "size", "PyTorch", "difference", "program.json", "evaluate.onnx"):
         assert word in result.output
     assert program.load(out).program.name == "logistic on digits"
     refused = CliRunner().invoke(app, [*arguments, "--recipe", "precision=bfloat16"])

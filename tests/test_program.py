@@ -109,6 +109,11 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         program.load(folder)
 
 
+def test_a_file_of_nothing_but_small_fields_is_refused_before_its_end() -> None:
+    with pytest.raises(ProgramError, match="more than 2,000,000 fields"):
+        contents(b"\x08\0" * 2_000_000 + b"\x08\0?")
+
+
 def model_with(**changes: object) -> onnx.ModelProto:
     node = helper.make_node("Relu", ["x"], ["loss"], domain=str(changes.get("domain", "")))
     tensor = numpy_helper.from_array(np.ones(1, np.float32), "w")

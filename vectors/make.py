@@ -216,6 +216,11 @@ def refused_programs() -> list[dict[str, Any]]:
         refused("external data in an attribute", "keeps tensors in other files", toy(change=external_constant)),
         refused("nested graph", "a graph inside of a graph", toy(extra=[nested()])),
         refused("functions", "functions of its own", toy(change=functions)),
+        refused("operator under a long tag", "a field number of more than 29 bits", toy(change=long_tag)),
+        refused("field number 0", "field number 0", toy(change=lambda m: m.SerializeToString() + b"\2\0")),
+        refused("number of eleven bytes", "a number of more than ten bytes",
+                toy(change=lambda m: m.SerializeToString() + b"\x08" + b"\x80" * 10 + b"\0")),
+        refused("another format in disguise", "ONNX Runtime's own format", toy(change=disguised)),
         refused("unknown input", "takes inputs that no worker has", toy(change=lambda m: renamed(m, "rate", "speed"))),
         refused("other outputs", "outputs are not those", toy(change=lambda m: renamed(m, "loss", "cost"))),
         refused("unknown field", "unknown field `extra`", manifest(good, extra=1)),
@@ -224,6 +229,14 @@ def refused_programs() -> list[dict[str, Any]]:
         refused("unknown type", "$.x.dtype", manifest(good, x={"dtype": "complex64", "shape": [2]})),
         refused("no hash", "$.files", manifest(good, files={"train.onnx": {"sha256": "0", "bytes": 1}})),
         refused("no JSON", "program.json", {**good, "program.json": b"{"}),
+        refused("huge batches", "more than 17,179,869,184 bytes of memory",
+                manifest(good, batch=2**20, x={"dtype": "float32", "shape": [2**31]})),
+        refused("huge numbers", "more than 17,179,869,184 bytes of memory",
+                manifest(good, noise=[{"name": "noise.0", "shape": [2**31, 2**31]}])),
+        refused("huge state", "more than 17,179,869,184 bytes of memory",
+                manifest(good, state=[{"name": "momentum.w", "shape": [2**30, 2]}])),
+        refused("numbers for nothing", "does not take the random numbers noise.0",
+                manifest(good, noise=[{"name": "noise.0", "shape": [2]}])),
         refused("layout with a hole", "is not where it belongs", toy(offset=1)),
     ]  # fmt: skip
 
@@ -314,6 +327,25 @@ def functions(found: onnx.ModelProto) -> bytes:
     """A model with a function of its own."""
     found.functions.append(helper.make_function("", "Mine", [], [], [], [helper.make_opsetid("", 18)]))
     return found.SerializeToString()
+
+
+def long_tag(found: onnx.ModelProto) -> bytes:
+    """A model with an operator whose type is under a tag of 35 bits, of which some readers see 32."""
+    tag = b"\xa2\x80\x80\x80\x10"  # 2³² + (4 << 3 | 2): NodeProto.op_type
+    node = helper.make_node("", [], ["r"], shape=[1]).SerializeToString() + tag + b"\x0dRandomUniform"
+    graph = found.graph.SerializeToString() + field(1, node)
+    found.ClearField("graph")
+    return found.SerializeToString() + field(7, graph)
+
+
+def disguised(found: onnx.ModelProto) -> bytes:
+    """A model that begins with a producer's name, and is a file of ONNX Runtime's own format as well."""
+    return b"\x12\x84\x80\0ORTM" + found.SerializeToString()
+
+
+def field(number: int, data: bytes) -> bytes:
+    """A field of a protocol-buffers message, of fewer than 2¹⁴ bytes."""
+    return bytes([number << 3 | 2, len(data) & 127 | 128, len(data) >> 7]) + data
 
 
 def renamed(found: onnx.ModelProto, old: str, new: str) -> bytes:

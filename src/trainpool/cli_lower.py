@@ -51,6 +51,6 @@ def lower(
                 "difference": f"{found.update:.1e} of the update after {found.steps} steps, {found.evaluation:.1e} of "
                 "the loss of an evaluation",
                 "name": made.loaded.name,
-                "files": f"{out}: program.json, train.onnx, evaluate.onnx, layout.json",
+                "files": f"{out}: {', '.join(['program.json', *files])}",
             }
         )

@@ -15,7 +15,10 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 STANDARD = ("", "ai.onnx")
 BLOCKS = "com.microsoft.nchwc"
 """ONNX Runtime's operators on its blocked memory order: convolution, pooling, and to and from that order."""
-MOST_NODES = 1_000_000
+MOST_FIELDS = 2_000_000
+"""In one file, of which an operator has about ten: a file of nothing but small fields is refused in seconds."""
+FLATBUFFER = b"ORTM"
+"""ONNX Runtime takes bytes with this at 4 for a file of a format of its own, whatever they are as ONNX."""
 
 
 @dataclass
@@ -27,15 +30,21 @@ class Contents:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     nodes: int = 0
+    fields: int = 0
     domains: tuple[str, ...] = STANDARD
     """Whose operators it may use."""
 
 
-def fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+def fields(data: memoryview, found: Contents) -> Iterator[tuple[int, int, int | memoryview]]:
     """The fields of a message: number, wire type, value."""
     position = 0
     while position < len(data):
+        found.fields += 1
+        if found.fields > MOST_FIELDS:
+            raise ProgramError(f"the ONNX file has more than {MOST_FIELDS:,} fields")
         tag, position = varint(data, position)
+        if tag >= 1 << 32:  # other readers see the low 32 bits alone, that is, another field
+            raise ProgramError("not an ONNX file: a field number of more than 29 bits")
         number, kind = tag >> 3, tag & 7
         if number == 0:
             raise ProgramError("not an ONNX file: field number 0")
@@ -91,14 +100,16 @@ def contents(data: bytes, *, blocked: bool = False) -> Contents:
         ProgramError: the bytes are no such file or cut short, or it holds what no program may: external data, another
             domain's operators, functions of its own, training information, a graph inside of a graph.
     """
+    if data[4:8] == FLATBUFFER:
+        raise ProgramError("not an ONNX file, but one of ONNX Runtime's own format")
     found = Contents(domains=(*STANDARD, BLOCKS) if blocked else STANDARD)
     graphs = 0
-    for number, kind, value in fields(memoryview(data)):
+    for number, kind, value in fields(memoryview(data), found):
         if number == 7:  # ModelProto.graph
             graphs += 1
             graph(message(kind, value), found)
         elif number == 8:  # opset_import
-            for inner, inner_kind, name in fields(message(kind, value)):
+            for inner, inner_kind, name in fields(message(kind, value), found):
                 if inner == 1 and text(inner_kind, name) not in found.domains:
                     raise ProgramError(f"the ONNX file imports the domain {text(inner_kind, name)!r}")
         elif number in (20, 25):
@@ -111,16 +122,14 @@ def contents(data: bytes, *, blocked: bool = False) -> Contents:
 
 def graph(data: memoryview, found: Contents) -> None:
     """Read a GraphProto."""
-    for number, kind, value in fields(data):
+    for number, kind, value in fields(data, found):
         if number == 1:
             found.nodes += 1
-            if found.nodes > MOST_NODES:
-                raise ProgramError(f"the ONNX file has more than {MOST_NODES:,} operators")
             node(message(kind, value), found)
         elif number == 5:
-            tensor(message(kind, value))
+            tensor(message(kind, value), found)
         elif number in (11, 12):
-            names = [text(k, v) for n, k, v in fields(message(kind, value)) if n == 1]
+            names = [text(k, v) for n, k, v in fields(message(kind, value), found) if n == 1]
             (found.inputs if number == 11 else found.outputs).extend(names)
         elif number == 15:
             raise ProgramError("the ONNX file has sparse tensors, which no program may have")
@@ -128,23 +137,23 @@ def graph(data: memoryview, found: Contents) -> None:
 
 def node(data: memoryview, found: Contents) -> None:
     """Read a NodeProto."""
-    for number, kind, value in fields(data):
+    for number, kind, value in fields(data, found):
         if number == 4:
             found.operators.add(text(kind, value))
         elif number == 7 and text(kind, value) not in found.domains:
             raise ProgramError(f"the ONNX file uses the domain {text(kind, value)!r}")
         elif number == 5:  # AttributeProto: t = 5, g = 6, tensors = 10, graphs = 11, sparse_tensor(s) = 22, 23
-            for inner, inner_kind, attribute in fields(message(kind, value)):
+            for inner, inner_kind, attribute in fields(message(kind, value), found):
                 if inner in (5, 10):
-                    tensor(message(inner_kind, attribute))
+                    tensor(message(inner_kind, attribute), found)
                 elif inner in (6, 11):
                     raise ProgramError("the ONNX file has a graph inside of a graph, which no program may have")
                 elif inner in (22, 23):
                     raise ProgramError("the ONNX file has sparse tensors, which no program may have")
 
 
-def tensor(data: memoryview) -> None:
+def tensor(data: memoryview, found: Contents) -> None:
     """Read a TensorProto: its data must be in the file."""
-    for number, _, value in fields(data):
+    for number, _, value in fields(data, found):
         if number == 13 or (number == 14 and value):
             raise ProgramError("the ONNX file keeps tensors in other files, which no program may do")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from trainpool import wire
@@ -39,6 +40,7 @@ __all__ = [
     "encode",
     "load",
     "name_of",
+    "names",
     "save",
 ]
 
@@ -50,6 +52,8 @@ MOST_BYTES = 1 << 30
 """Of one file."""
 MOST_ELEMENTS = 1 << 31
 """Of one tensor."""
+MOST_MEMORY = 1 << 34
+"""Bytes that a program's batches, random numbers, parameters and optimizer state may take in a worker."""
 
 OPERATORS: frozenset[str] = frozenset(
     msgspec.json.decode((Path(__file__).parent / "operators.json").read_bytes(), type=list[str])
@@ -213,6 +217,7 @@ def verified(folder: Path) -> Loaded:
             raise ProgramError(f"{name} is damaged: its SHA-256 is not the manifest's")
     layout = decoded(data["layout.json"], Layout, "layout.json")
     check_layout(layout)
+    check_memory(program, layout)
     train, evaluate = contents(data["train.onnx"]), contents(data["evaluate.onnx"])
     operators = train.operators | evaluate.operators
     if foreign := operators - OPERATORS:
@@ -249,25 +254,37 @@ def check_layout(layout: Layout) -> None:
         raise ProgramError("layout.json: two tensors have one name")
 
 
+def names(noise: list[str], parameters: list[str], buffers: list[str], state: list[str]) -> tuple[list[str], list[str]]:
+    """The names of a training step's inputs and of its outputs, in their order."""
+    carried = [*(f"p.{n}" for n in parameters), *(f"b.{n}" for n in buffers), *(f"s.{n}" for n in state)]
+    inputs = ["x", "y", "rate", "rho", "step", *noise, *carried, *(f"a.{n}" for n in parameters)]
+    return inputs, ["loss", *(f"new.{n}" for n in carried)]
+
+
+def check_memory(program: Program, layout: Layout) -> None:
+    """See that what a worker keeps for a program has bounds: each size has its own, but not their product."""
+    batches = program.batch + program.evaluation_batch
+    numbers = 3 * layout.size + sum(math.prod(a.shape) for a in program.noise)  # two vectors and the anchor
+    numbers += 2 * sum(math.prod(a.shape) for a in program.state)
+    samples = sum(np.dtype(s.dtype).itemsize * math.prod(s.shape) for s in (program.x, program.y))
+    if batches * samples + 4 * numbers > MOST_MEMORY:
+        raise ProgramError(f"the program takes more than {MOST_MEMORY:,} bytes of memory")
+
+
 def check_names(
     program: Program, layout: Layout, inputs: list[str], outputs: list[str], seen: list[str], told: list[str]
 ) -> None:
     """See that the graphs take and give what the kernels feed and fetch."""
     parameters = [spec.name for spec in layout.tensors if spec.role == "parameter"]
     buffers = [spec.name for spec in layout.tensors if spec.role != "parameter"]
-    state = [array.name for array in program.state]
-    order = [
-        *("x", "y", "rate", "rho", "step"), *(array.name for array in program.noise),
-        *(f"p.{n}" for n in parameters), *(f"b.{n}" for n in buffers), *(f"s.{n}" for n in state),
-        *(f"a.{n}" for n in parameters),
-    ]  # fmt: skip
-    results = [
-        "loss", *(f"new.p.{n}" for n in parameters), *(f"new.b.{n}" for n in buffers), *(f"new.s.{n}" for n in state),
-    ]  # fmt: skip
+    noise = [array.name for array in program.noise]
+    order, results = names(noise, parameters, buffers, [array.name for array in program.state])
     known = ["x", "y", "mask", *(f"p.{n}" for n in parameters), *(f"b.{n}" for n in buffers)]
     for what, found, allowed in (("train.onnx", inputs, order), ("evaluate.onnx", seen, known)):
         if found != [name for name in allowed if name in set(found)]:
             raise ProgramError(f"{what} takes inputs that no worker has, or in another order")
+    if missing := set(noise) - set(inputs):
+        raise ProgramError(f"train.onnx does not take the random numbers {', '.join(sorted(missing))[:200]}")
     if outputs != results or told != ["loss", "correct"]:
         raise ProgramError("the graphs' outputs are not those of a program")
 

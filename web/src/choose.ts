@@ -35,8 +35,9 @@ export async function choose(program: Program, wanted: Wanted, trial: Trial, thr
   const cpu = await Kernel.open(program, await wasm(threads));
   if (wanted === "wasm") return { kernel: cpu, why: "WebAssembly was asked for" };
   let gpu: Kernel | undefined;
+  let runtime: Runtime | undefined;
   try {
-    const runtime = await webgpu(wanted === "webgpu");
+    runtime = await webgpu(wanted === "webgpu");
     if (!runtime) return { kernel: cpu, why: "the browser offers no GPU" };
     gpu = await Kernel.open(program, runtime);
     const apart = distance(await first(gpu, trial), await first(cpu, trial));
@@ -44,11 +45,21 @@ export async function choose(program: Program, wanted: Wanted, trial: Trial, thr
       await cpu.close();
       return { kernel: gpu, why: `its first step agrees with WebAssembly's (difference ${apart.toExponential(1)})` };
     }
-    await gpu.close();
+    await discard(gpu);
     return { kernel: cpu, why: `the GPU's first step differs from WebAssembly's (by ${apart.toExponential(1)})` };
   } catch (error) {
-    await gpu?.close();
+    await gpu?.close().catch(() => undefined); // it may be what broke
+    runtime?.device?.destroy();
     return { kernel: cpu, why: `the GPU does not run this program: ${reason(error)}` };
+  }
+}
+
+/** Give a chosen kernel's memory back, and the GPU that was asked for it. */
+export async function discard(kernel: Kernel): Promise<void> {
+  try {
+    await kernel.close();
+  } finally {
+    kernel.runtime.device?.destroy();
   }
 }
 

@@ -49,11 +49,12 @@ export class Kernel {
     const tensors = partsOf(program);
     const state = program.manifest.state.map(({ name, shape }) => ({ name: `s.${name}`, shape, offset: -1 }));
     const carried = [...tensors, ...state];
-    const anchors = tensors
-      .filter(({ name }) => name.startsWith("p."))
-      .map((p) => ({ ...p, name: `a${p.name.slice(1)}` }));
     const outputs = ["loss", ...carried.map(({ name }) => `new.${name}`)];
     const training = await session(runtime, program.train, outputs);
+    const anchors = tensors
+      .filter(({ name }) => name.startsWith("p."))
+      .map((p) => ({ ...p, name: `a${p.name.slice(1)}` }))
+      .filter(({ name }) => training.inputNames.includes(name));
     return new Kernel(program, runtime, training, carried, anchors);
   }
 
@@ -118,9 +119,9 @@ export class Kernel {
     try {
       this.put(feeds, parts, vector);
       for (let start = 0; start < samples.count; start += batch) {
-        // The last batch is filled up with its first sample, which the mask then leaves out.
-        const rows = Uint32Array.from({ length: batch }, (_, i) => (start + i < samples.count ? start + i : start));
-        const mask = Float32Array.from(rows, (row, i) => (row === start + i ? 1 : 0));
+        // What fills the last batch are the first samples, which the mask then leaves out.
+        const rows = Uint32Array.from({ length: batch }, (_, i) => (start + i) % samples.count);
+        const mask = Float32Array.from({ length: batch }, (_, i) => (start + i < samples.count ? 1 : 0));
         feeds.x = samples.x.take(rows, this.runtime);
         feeds.y = samples.y.take(rows, this.runtime);
         feeds.mask = this.tensor(mask, [batch]);

@@ -10,27 +10,33 @@ export interface Contents {
   readonly operators: Set<string>;
   readonly inputs: string[];
   readonly outputs: string[];
+  fields: number;
 }
 
 const VARINT = 0;
 const FIXED64 = 1;
 const BYTES = 2;
 const FIXED32 = 5;
-const MOST_NODES = 1_000_000;
+const MOST_FIELDS = 2_000_000; // in one file: one of nothing but small fields is refused in seconds
+/** ONNX Runtime takes bytes with this at 4 for a file of a format of its own, whatever they are as ONNX. */
+const FLATBUFFER = "ORTM";
 
 /** A field of a message: its number, and its value, which is a number or bytes. */
 type Field = readonly [number: number, value: number | Uint8Array];
 
 /** The operators, inputs and outputs of a model; raises `ProgramError` where it is damaged or holds what is not allowed. */
 export function contents(file: Uint8Array): Contents {
-  const found: Contents = { operators: new Set(), inputs: [], outputs: [] };
+  if (String.fromCharCode(...file.subarray(4, 8)) === FLATBUFFER) {
+    throw new ProgramError("not an ONNX file, but one of ONNX Runtime's own format");
+  }
+  const found: Contents = { operators: new Set(), inputs: [], outputs: [], fields: 0 };
   let graphs = 0;
-  for (const [number, value] of fields(file)) {
+  for (const [number, value] of fields(file, found)) {
     if (number === 7) {
       graphs++;
       graph(message(value), found);
     } else if (number === 8) {
-      for (const [inner, name] of fields(message(value))) if (inner === 1) standard(text(name), "imports");
+      for (const [inner, name] of fields(message(value), found)) if (inner === 1) standard(text(name), "imports");
     } else if (number === 20 || number === 25) {
       refuse(`has ${number === 20 ? "training information" : "functions of its own"}, which no program may have`);
     }
@@ -40,16 +46,14 @@ export function contents(file: Uint8Array): Contents {
 }
 
 function graph(data: Uint8Array, found: Contents): void {
-  let nodes = 0;
-  for (const [number, value] of fields(data)) {
+  for (const [number, value] of fields(data, found)) {
     if (number === 1) {
-      if (++nodes > MOST_NODES) refuse(`has more than ${MOST_NODES} operators`);
       node(message(value), found);
     } else if (number === 5) {
-      tensor(message(value));
+      tensor(message(value), found);
     } else if (number === 11 || number === 12) {
       const names = number === 11 ? found.inputs : found.outputs;
-      for (const [inner, name] of fields(message(value))) if (inner === 1) names.push(text(name));
+      for (const [inner, name] of fields(message(value), found)) if (inner === 1) names.push(text(name));
     } else if (number === 15) {
       refuse("has sparse tensors, which no program may have");
     }
@@ -57,23 +61,23 @@ function graph(data: Uint8Array, found: Contents): void {
 }
 
 function node(data: Uint8Array, found: Contents): void {
-  for (const [number, value] of fields(data)) {
+  for (const [number, value] of fields(data, found)) {
     if (number === 4) found.operators.add(text(value));
     else if (number === 7) standard(text(value), "uses");
-    else if (number === 5) attribute(message(value));
+    else if (number === 5) attribute(message(value), found);
   }
 }
 
-function attribute(data: Uint8Array): void {
-  for (const [number, value] of fields(data)) {
-    if (number === 5 || number === 10) tensor(message(value));
+function attribute(data: Uint8Array, found: Contents): void {
+  for (const [number, value] of fields(data, found)) {
+    if (number === 5 || number === 10) tensor(message(value), found);
     else if (number === 6 || number === 11) refuse("has a graph inside of a graph, which no program may have");
     else if (number === 22 || number === 23) refuse("has sparse tensors, which no program may have");
   }
 }
 
-function tensor(data: Uint8Array): void {
-  for (const [number, value] of fields(data)) {
+function tensor(data: Uint8Array, found: Contents): void {
+  for (const [number, value] of fields(data, found)) {
     if (number === 13 || (number === 14 && value !== 0)) {
       refuse("keeps tensors in other files, which no program may do");
     }
@@ -84,10 +88,13 @@ function standard(domain: string, how: string): void {
   if (domain !== "" && domain !== "ai.onnx") refuse(`${how} the domain '${domain.slice(0, 80)}'`);
 }
 
-function* fields(data: Uint8Array): Generator<Field> {
+function* fields(data: Uint8Array, found: Contents): Generator<Field> {
   let at = 0;
   while (at < data.length) {
+    if (++found.fields > MOST_FIELDS) refuse(`has more than ${MOST_FIELDS.toLocaleString("en")} fields`);
     const tag = varint();
+    // Other readers see the low 32 bits alone, that is, another field.
+    if (tag >= 2 ** 32) throw new ProgramError("not an ONNX file: a field number of more than 29 bits");
     const number = Math.floor(tag / 8);
     const kind = tag % 8;
     if (number === 0) throw new ProgramError("not an ONNX file: field number 0");

@@ -6,6 +6,8 @@ import type { Answer, Command } from "./protocol";
 const worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" });
 /** What follows once the program is verified. */
 let next: Command | undefined;
+/** Whether the volunteer wants no more of it; the worker knows only of what it was already told. */
+let stopped = false;
 const places = { webgpu: "the graphics card (WebGPU)", wasm: "the processor (WebAssembly)" };
 
 worker.onmessage = ({ data }: MessageEvent<Answer>) => show(data);
@@ -14,10 +16,14 @@ element("form").addEventListener("submit", (event) => {
   event.preventDefault();
   start().catch((error) => failed(`a file cannot be read: ${error instanceof Error ? error.message : error}`));
 });
-element("stop").addEventListener("click", () => tell({ kind: "stop" }));
+element("stop").addEventListener("click", () => {
+  stopped = true;
+  tell({ kind: "stop" });
+});
 
 async function start(): Promise<void> {
   busy(true);
+  stopped = false;
   element("save").hidden = true;
   for (const id of ["steps", "speed", "loss", "backend"]) say(id, "–");
   say("why", "");
@@ -33,6 +39,10 @@ function show(answer: Answer): void {
   switch (answer.kind) {
     case "opened":
       progress.value = 0;
+      if (stopped) {
+        failed("stopped before the first step");
+        break;
+      }
       status(`Preparing ${answer.name}, ${answer.parameters.toLocaleString("en")} parameters …`);
       if (next) tell(next);
       break;

@@ -39,6 +39,8 @@ export const SHARD_KINDS = {
   bool: "BOOL",
 } as const;
 
+const BYTES = { uint8: 1, int8: 1, int16: 2, int32: 4, int64: 8, float32: 4, float64: 8, bool: 1 } as const;
+
 /** One sample as the shard stores it. */
 export interface SampleSpec {
   readonly dtype: keyof typeof SHARD_KINDS;
@@ -101,6 +103,7 @@ const BLOCKED = ["train.8.onnx", "train.16.onnx"] as const;
 export const OPERATORS: ReadonlySet<string> = new Set(operators);
 const MOST_BYTES = 2 ** 30; // of one file
 const MOST_ELEMENTS = 2 ** 31; // of one tensor
+const MOST_MEMORY = 2 ** 34; // of a program's batches, random numbers, parameters and optimizer state, in bytes
 
 const size = whole(0, MOST_ELEMENTS);
 const batch = whole(1, 2 ** 20);
@@ -193,6 +196,7 @@ export async function load(files: ReadonlyMap<string, Bytes>, expected?: string)
   }
   const layout = decoded(files, "layout.json", layoutOf).tensors;
   const sizes = measure(layout);
+  checkMemory(manifest, sizes.size);
   const [train, evaluate] = [fileOf(files, "train.onnx"), fileOf(files, "evaluate.onnx")];
   const graphs = [contents(train), contents(evaluate)] as const;
   const used = [...new Set(graphs.flatMap(({ operators }) => [...operators]))].sort();
@@ -244,6 +248,16 @@ function measure(layout: readonly TensorSpec[]): { size: number; trainable: numb
   return { size, trainable };
 }
 
+/** What a worker keeps for a program has bounds: each size has its own, but not their product. */
+function checkMemory({ batch, evaluation_batch, x, y, noise, state }: Manifest, size: number): void {
+  const total = (list: readonly NamedShape[]) => list.reduce((sum, { shape }) => sum + elements(shape), 0);
+  const numbers = 3 * size + total(noise) + 2 * total(state); // two vectors and the anchor
+  const samples = [x, y].reduce((sum, { dtype, shape }) => sum + BYTES[dtype] * elements(shape), 0);
+  if ((batch + evaluation_batch) * samples + 4 * numbers > MOST_MEMORY) {
+    throw new ProgramError(`the program takes more than ${MOST_MEMORY.toLocaleString("en")} bytes of memory`);
+  }
+}
+
 /** The graphs take and give what the kernel feeds and fetches. */
 function checkNames(manifest: Manifest, layout: readonly TensorSpec[], train: Contents, evaluate: Contents): void {
   const named = (prefix: string, list: readonly { name: string }[]) => list.map(({ name }) => prefix + name);
@@ -267,6 +281,10 @@ function checkNames(manifest: Manifest, layout: readonly TensorSpec[], train: Co
     ) {
       throw new ProgramError(`${file} takes inputs that no worker has, or in another order`);
     }
+  }
+  const missing = noise.filter((name) => !train.inputs.includes(name));
+  if (missing.length) {
+    throw new ProgramError(`train.onnx does not take the random numbers ${missing.join(", ").slice(0, 200)}`);
   }
   const results = ["loss", ...carried.map((name) => `new.${name}`)];
   if (!same(train.outputs, results) || !same(evaluate.outputs, ["loss", "correct"])) {

@@ -1,6 +1,6 @@
 // The Web Worker: one program, one task at a time, away from the page's own thread.
 
-import { type Choice, choose, type Trial, type Wanted } from "./choose";
+import { type Choice, choose, discard, type Trial, type Wanted } from "./choose";
 import { KernelError, MessageError, reason } from "./errors";
 import { Kernel } from "./kernel";
 import { shardOf, taskOf } from "./messages";
@@ -18,25 +18,37 @@ let program: Program | undefined;
 let wanted: Wanted = "auto";
 let threads: number | undefined;
 let choice: Choice | undefined;
-let stopping = false;
 let last = Promise.resolve();
+/** Of every command that is not done yet, whether a stop came after it. */
+const waiting: Job[] = [];
+
+interface Job {
+  stopped: boolean;
+}
 
 self.onmessage = ({ data }: MessageEvent<Command>) => {
-  if (data.kind === "stop") stopping = true;
-  else last = last.then(() => handle(data)).catch((error) => answer({ kind: "failed", reason: reason(error) }));
+  if (data.kind === "stop") {
+    for (const job of waiting) job.stopped = true;
+    return;
+  }
+  const job = { stopped: false };
+  waiting.push(job);
+  last = last
+    .then(() => handle(data, job))
+    .catch((error) => answer({ kind: "failed", reason: reason(error) }))
+    .finally(() => waiting.shift());
 };
 
-async function handle(command: Exclude<Command, { kind: "stop" }>): Promise<void> {
-  stopping = false;
+async function handle(command: Exclude<Command, { kind: "stop" }>, job: Job): Promise<void> {
   switch (command.kind) {
     case "open":
-      await choice?.kernel.close();
+      if (choice) await discard(choice.kernel).catch(() => undefined); // a GPU that is lost has nothing to give back
       [choice, program, wanted, threads] = [undefined, undefined, command.wanted ?? "auto", command.threads];
       program = await load(command.files, command.expected);
       answer({ kind: "opened", id: program.id, name: program.manifest.name, parameters: program.trainable });
       break;
     case "run":
-      await run(trialOf(command.task, command.shard), await sha256(command.shard));
+      await run(trialOf(command.task, command.shard), await sha256(command.shard), job);
       break;
     case "evaluate": {
       const trial = trialOf(command.task, command.data);
@@ -46,8 +58,9 @@ async function handle(command: Exclude<Command, { kind: "stop" }>): Promise<void
   }
 }
 
-async function run(trial: Trial, shard: string): Promise<void> {
+async function run(trial: Trial, shard: string, job: Job): Promise<void> {
   const { task, vector, anchor } = trial;
+  if (job.stopped) throw new KernelError("stopped before the first step");
   if (shard !== task.shard) throw new MessageError("the shard is damaged or not the task's: its SHA-256 is another");
   const { report, delta, buffers } = await compute(trial, (kernel) => {
     const begin = performance.now();
@@ -58,8 +71,8 @@ async function run(trial: Trial, shard: string): Promise<void> {
       beat = now;
       answer({ kind: "progress", steps, of: task.steps, loss, seconds: (now - begin) / 1000 });
       await turn();
-      if (stopping && !task.partial) throw new KernelError(`stopped after ${steps} of ${task.steps} steps`);
-      return !stopping;
+      if (job.stopped && !task.partial) throw new KernelError(`stopped after ${steps} of ${task.steps} steps`);
+      return !job.stopped;
     });
   });
   const tensors = new Map([
@@ -80,7 +93,7 @@ async function compute<T>(trial: Trial, work: (kernel: Kernel) => Promise<T>): P
   } catch (error) {
     const known = error instanceof KernelError || error instanceof MessageError;
     if (known || kernel.runtime.backend === "wasm") throw error;
-    kernel.close().catch(() => undefined); // its memory may be gone already
+    discard(kernel).catch(() => undefined); // its memory may be gone already
     use({ kernel: await Kernel.open(program, await wasm(threads)), why: `the GPU broke down: ${reason(error)}` });
     return work(choice!.kernel);
   }

@@ -55,6 +55,11 @@ describe("programs", () => {
     expect(program.manifest.noise).toHaveLength(2);
   });
 
+  test("a file of nothing but small fields is refused before its end", () => {
+    const file = new Uint8Array(4_000_003).fill(8).map((byte, i) => (i % 2 ? 0 : byte));
+    expect(() => contents(file)).toThrow("more than 2,000,000 fields");
+  });
+
   test("a graph cut anywhere is refused", () => {
     const file = base64(good.files["train.onnx"]!);
     const whole = JSON.stringify([...contents(file).operators]);

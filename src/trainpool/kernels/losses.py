@@ -24,7 +24,11 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
     """½·Σ_k (t_k - p_k)² with p = softmax(output), averaged over the batch; shapes as in `cross_entropy`."""
     p = output.softmax(-1)
-    t = target if target.is_floating_point() else functional.one_hot(target, output.shape[-1])
+    if target.is_floating_point():
+        t = target
+    else:
+        t = functional.one_hot(target, output.shape[-1])
+        t = t / t.sum(-1, keepdim=True)  # 0/0 for what is no class in a program; PyTorch has raised an error by now
     return (t - p).square().sum(-1).mean() / 2
 
 

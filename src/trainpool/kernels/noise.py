@@ -107,7 +107,7 @@ def handlers(noise: Noise) -> dict[Any, Callable[..., Any]]:
         return create
 
     def integers(shape: Sequence[int], low: int, high: int) -> Tensor:
-        return torch.floor(noise.uniform(shape) * (high - low) + low).to(torch.int64)
+        return torch.floor(noise.uniform(shape) * (high - low)).to(torch.int64) + low  # float32 would round the sum
 
     def randint(low: int, high: Any, size: Any = None, **other: Any) -> Tensor:
         if size is None and "size" not in other:
@@ -139,7 +139,7 @@ def handlers(noise: Noise) -> dict[Any, Callable[..., Any]]:
         return self.copy_(-torch.log(1 - noise.uniform(self.shape, self)) / rate)
 
     def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, **other: Any) -> Tensor:
-        shape = size if size is not None else torch.broadcast_shapes(getattr(mean, "shape", ()), std.shape)
+        shape = size if size is not None else torch.broadcast_shapes(*(getattr(v, "shape", ()) for v in (mean, std)))
         return noise.normal(shape) * std + mean
 
     def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,

@@ -58,12 +58,16 @@ class OnnxKernel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
-        blocked = None if plain or self.kind != "cpu" else loaded.blocked.get(block())
+
+        def session(data: bytes) -> Any:
+            return onnxruntime.InferenceSession(data, options, providers=providers, disabled_optimizers=DISABLED)
+
         try:
-            self.train, self.test = (
-                onnxruntime.InferenceSession(data, options, providers=providers, disabled_optimizers=DISABLED)
-                for data in (blocked or loaded.train, loaded.evaluate)
-            )
+            self.test = session(loaded.evaluate)
+            if self.kind == "cuda" and "CUDAExecutionProvider" not in self.test.get_providers():
+                self.kind, self.number = "cpu", 0  # ONNX Runtime went there by itself, as where CUDA's files lack
+            blocked = None if plain or self.kind != "cpu" else loaded.blocked.get(block())
+            self.train = session(loaded.train) if blocked is None else either(session, blocked, loaded.train)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             raise ProgramError(f"ONNX Runtime cannot load the program: {first_line(error)}") from error
         self.proximal = any(node.name == "rho" for node in self.train.get_inputs())
@@ -269,6 +273,14 @@ def block() -> int:
     return int(np.flatnonzero(ordered == 1)[0])
 
 
+def either(session: Callable[[bytes], Any], blocked: bytes, plain: bytes) -> Any:
+    """The blocked form's session; the plain one's where this ONNX Runtime does not know the blocked operators so."""
+    try:
+        return session(blocked)
+    except Exception:  # ONNX Runtime's exceptions share no base of their own
+        return session(plain)
+
+
 def first_line(error: BaseException) -> str:
     """An exception's first words."""
     return " ".join(str(error).split())[:300]
@@ -298,4 +310,5 @@ def load(folder: Path, device: str, number: int, threads: int) -> tuple[OnnxKern
         device = f"cuda:{number % count}" if count else "cpu"
     elif device != "cpu" and not count:
         raise ProgramError(f"no device {device!r}: that takes a GPU with CUDA, and onnxruntime-gpu")
-    return OnnxKernel(load_program(folder), device, threads), device
+    kernel = OnnxKernel(load_program(folder), device, threads)
+    return kernel, device if kernel.kind == "cuda" else "cpu"

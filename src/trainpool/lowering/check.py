@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainpool.kernels.onnx import OnnxKernel
 from trainpool.kernels.protocol import Kernel
@@ -36,9 +36,9 @@ class Comparison:
     steps: int
     update: float
     """‖Δ - Δ'‖/‖Δ‖ of the parameters' change."""
-    exact: float
-    """The same, of the program from PyTorch in float64."""
-    torch_exact: float
+    exact: float | None
+    """The same, of the program from PyTorch in float64; None where the author's code runs in float32 alone."""
+    torch_exact: float | None
     """The same, of PyTorch in float32 from PyTorch in float64: what rounding alone does."""
     buffers: float
     """The same of BatchNorm's statistics and other buffers."""
@@ -52,12 +52,17 @@ class Comparison:
     @property
     def limit(self) -> float:
         """How far apart rounding may bring the two, which some steps of some networks multiply."""
-        return max(TOLERANCE, 3 * self.torch_exact)
+        return max(TOLERANCE, 3 * (self.torch_exact or 0.0))
+
+    @property
+    def apart(self) -> float:
+        """How far the program is from the best answer that there is."""
+        return self.update if self.exact is None else self.exact
 
     @property
     def agrees(self) -> bool:
         """Whether the program computes what PyTorch does."""
-        return self.exact <= self.limit and self.buffers <= self.limit and self.evaluation <= TOLERANCE
+        return self.apart <= self.limit and self.buffers <= self.limit and self.evaluation <= TOLERANCE
 
 
 def relative(found: Vector, wanted: Vector) -> float:
@@ -124,8 +129,8 @@ def compare(
         return Comparison(
             steps,
             max(relative(delta[:cut], wanted[:cut]) for delta in found),
-            max(relative(delta[:cut], exact[:cut]) for delta in found),
-            relative(wanted[:cut], exact[:cut]),
+            None if exact is None else max(relative(delta[:cut], exact[:cut]) for delta in found),
+            None if exact is None else relative(wanted[:cut], exact[:cut]),
             max(relative(delta[cut:], wanted[cut:]) for delta in found),
             abs(losses[0] - losses[-1]) / max(abs(losses[-1]), 1e-30),
             seconds[0],
@@ -142,8 +147,8 @@ def compare(
 
 def in_float64(
     experiment: "Experiment", task: Task, vector: Vector, anchor: Vector, shard: dict[str, np.ndarray[Any, Any]]
-) -> Vector:
-    """The task's answer without rounding that matters."""
+) -> Vector | None:
+    """The task's answer without rounding that matters; None where the author's code runs in float32 alone."""
 
     def double(x: Tensor) -> Any:
         prepared = (experiment.preprocess or scale)(x)
@@ -153,8 +158,13 @@ def in_float64(
         return criterion(output, target.double() if target.is_floating_point() else target)
 
     criterion = experiment.loss_function()
+    if isinstance(criterion, nn.Module):
+        criterion = copy.deepcopy(criterion).double()
     model = copy.deepcopy(experiment.model).double()
     out = np.empty(vector.size)
     kernel = TorchKernel(model, loss, double, augment=experiment.augment)
-    kernel.run(task, vector.astype(np.float64), anchor.astype(np.float64), shard, out)
+    try:
+        kernel.run(task, vector.astype(np.float64), anchor.astype(np.float64), shard, out)
+    except Exception:  # a cast to float32 in the model, a loss's own float32 tensors: whatever the author wrote
+        return None
     return out

@@ -11,7 +11,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["BLOCKS", "KINDS", "Graph", "Ref"]
+__all__ = ["BLOCKS", "KINDS", "NO_INDICES", "Graph", "Ref"]
 
 OPSET = 20
 IR_VERSION = 9
@@ -19,6 +19,8 @@ BLOCKS = "com.microsoft.nchwc"
 """The domain of ONNX Runtime's operators on values in its blocked memory order."""
 STEEP = 1e30
 """The slope of what is 0 for negative numbers and 1 for positive ones that are more than rounding."""
+NO_INDICES = "no indices"
+"""The name of a value that is not there: the places that max-pooling chose, which its gradient does without."""
 KINDS = {
     torch.float32: TensorProto.FLOAT,
     torch.float64: TensorProto.DOUBLE,
@@ -188,7 +190,9 @@ class Graph:
                 while node.op_type not in ("TopK", "Split") and len(node.output) > 1 and node.output[-1] not in needed:
                     node.output.pop()
         constants = [numpy_helper.from_array(v, k) for k, v in self.constants.items() if k in needed]
-        info = [helper.make_tensor_value_info(r.name, KINDS[r.dtype], r.shape) for r in self.inputs if r.name in needed]
+        # Random numbers that nothing uses are drawn all the same: a program takes all that its manifest names.
+        taken = [r for r in self.inputs if r.name in needed or r.name.startswith("noise.")]
+        info = [helper.make_tensor_value_info(r.name, KINDS[r.dtype], r.shape) for r in taken]
         result = [helper.make_tensor_value_info(r.name, KINDS[r.dtype], r.shape) for r in self.outputs]
         graph = helper.make_graph(nodes[::-1], name, info, result, constants)
         domains = [helper.make_opsetid("", OPSET)]

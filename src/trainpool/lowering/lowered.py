@@ -21,7 +21,7 @@ from trainpool.kernels.torch import dtype_of, layout_of, scale, trained_tensors,
 from trainpool.lowering.check import Comparison, compare
 from trainpool.lowering.graph import Graph
 from trainpool.lowering.step import evaluation, training
-from trainpool.lowering.trace import Trail, trace
+from trainpool.lowering.trace import Trail, placed, trace
 from trainpool.lowering.write import write
 from trainpool.messages import Recipe
 from trainpool.program import BLOCKED, Array, Baked, File, Loaded, Program, Sample
@@ -68,7 +68,7 @@ class Lowered:
         if not found.agrees:
             raise LoweringError(
                 f"the program is not what PyTorch computes: after {found.steps} steps the update differs by "
-                f"{found.exact:.1e} of its size, the buffers by {found.buffers:.1e}, the evaluation by "
+                f"{found.apart:.1e} of its size, the buffers by {found.buffers:.1e}, the evaluation by "
                 f"{found.evaluation:.1e} (at most {found.limit:.0e}); does the model keep state outside of its "
                 "buffers, or draw random numbers with another library?"
             )
@@ -99,6 +99,13 @@ def lower(experiment: Experiment, recipe: Recipe | None = None, *, proximal: boo
     experiment.check(x, y, 0)
     if dtype_of(experiment.model) != torch.float32:
         raise LoweringError(f"a program computes in float32; the model is {dtype_of(experiment.model)}")
+    for name, module in experiment.model.named_modules():
+        kept = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        if kept and module.momentum is None:
+            raise LoweringError(
+                f"module {name}: {type(module).__name__} with momentum=None weighs a batch by how many came before, "
+                "which no program can: give it a momentum"
+            )
     model = copy.deepcopy(experiment.model).cpu()
     layout = layout_of(model)
     labels = y.dtype == np.int64 and y.ndim == 1
@@ -144,16 +151,20 @@ def described(data: bytes) -> File:
 
 
 def rows_of(source: Source, batch: int, steps: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Enough samples for some steps, as a shard stores them; repeated where there are fewer."""
-    rows = np.arange(min(len(source), max(batch * steps, EVALUATION_BATCH + 1)))
+    """Enough samples for some steps, as a shard stores them; repeated where there are fewer.
+
+    From the whole source, in equal distances: where it is sorted, its first samples are of one class.
+    """
+    count = min(len(source), max(batch * steps, EVALUATION_BATCH + 1))
+    rows = np.arange(count) * len(source) // count
     x, y = source.gather(rows)
     wanted = np.arange(max(batch, len(rows))) % len(rows)
     return np.asarray(x)[wanted], np.asarray(y)[wanted]
 
 
 def filled(values: Tensor, count: int) -> Tensor:
-    """The first samples, repeated to a number of them."""
-    return values[torch.arange(count) % len(values)]
+    """So many samples in equal distances, repeated where there are fewer."""
+    return values[torch.arange(count) * len(values) // count]
 
 
 @dataclass(frozen=True)
@@ -210,21 +221,18 @@ class Pieces:
         trail = Trail(self.model)
         step = training(self.model, self.loss, self.prepare(True), self.recipe, trail.watch, self.proximal)
         recorded = trace(step, [x, y, *scalars, *lists], self.model, trail)
-        labels = [
-            *("x", "y", "rate", "rho", "step"), *(a.name for a in noise), *(f"p.{n}" for n in names),
-            *(f"b.{n}" for n in buffer_names), *(f"s.{a.name}" for a in state), *(f"a.{n}" for n in names),
-        ]  # fmt: skip
-        outputs = [
-            "loss", *(f"new.p.{n}" for n in names), *(f"new.b.{n}" for n in buffer_names),
-            *(f"new.s.{a.name}" for a in state),
-        ]  # fmt: skip
+        labels, outputs = programs.names([a.name for a in noise], names, buffer_names, [a.name for a in state])
         leaves = [x, y, *scalars, *(tensor for part in lists for tensor in part)]
         inputs = list(zip(labels, leaves, strict=True))
         graphs = {block: write(recorded, inputs, outputs, block) for block in (0, *BLOCKED)}
         return graphs, tuple(noise), tuple(state)
 
     def noise(self, x: Tensor, y: Tensor) -> list[tuple[int, ...]]:
-        """The shapes of the random numbers that a step draws, in order."""
+        """The shapes of the random numbers that a step draws, in order.
+
+        Raises:
+            LoweringError: it draws some that no kernel can repeat.
+        """
         shapes: list[tuple[int, ...]] = []
 
         def source(shape: tuple[int, ...]) -> Tensor:
@@ -232,7 +240,7 @@ class Pieces:
             return torch.full(shape, 0.5)
 
         model = copy.deepcopy(self.model)
-        with Noise(source), torch.no_grad():
+        with Noise(source), placed(model, Trail(model)), torch.no_grad():  # the trail sees an operator first
             self.loss(model(self.prepare(True)(x)), y)
         return shapes
 
@@ -242,24 +250,35 @@ class Pieces:
         names, parameters, buffer_names, buffers = self.tensors()
         mask = torch.ones(len(x))
         arguments = [x, y, mask, parameters, buffers]
-        each = self.separates(x, y)
+        each = self.separates(x, y, labels)
         function = evaluation(self.model, self.loss, self.prepare(False), labels, each)
         recorded = trace(function, arguments, self.model, Trail(self.model))
         labels_ = ["x", "y", "mask", *(f"p.{n}" for n in names), *(f"b.{n}" for n in buffer_names)]
         leaves = [x, y, mask, *parameters, *buffers]
         return write(recorded, list(zip(labels_, leaves, strict=True)), ["loss", "correct"]), each
 
-    def separates(self, x: Tensor, y: Tensor) -> bool:
-        """Whether the loss is the mean of the samples' own, found by trying."""
+    def separates(self, x: Tensor, y: Tensor, labels: bool) -> bool:
+        """Whether the loss is the mean of the samples' own, found by trying.
+
+        With labels, every class is tried, as the samples may lack one that weighs more, or that the loss ignores.
+        """
         with torch.no_grad():
             output = self.model(self.prepare(False)(x))
+            targets = [y]
+            if labels and isinstance(output, Tensor) and output.dim() == 2:
+                classes = output.shape[1]
+                targets += [torch.arange(k, k + len(y)) % classes for k in range(0, classes, len(y))]
+            elif bool((y == y[0]).all()):  # one target shows nothing
+                return False
+            alone = torch.vmap(lambda o, t: self.loss(torch.utils._pytree.tree_map(lambda v: v[None], o), t[None]))
             try:
-                function = torch.vmap(
-                    lambda o, t: self.loss(torch.utils._pytree.tree_map(lambda v: v[None], o), t[None])
-                )
-                return bool(torch.isclose(function(output, y).mean(), self.loss(output, y), rtol=1e-4))
+                for target in targets:
+                    whole = self.loss(output, target)
+                    if not (whole.isfinite() and torch.isclose(alone(output, target).mean(), whole, rtol=1e-4)):
+                        return False
             except Exception:  # whatever the author's code does with a batch of one
                 return False
+        return True
 
 
 def state_of(recipe: Recipe) -> tuple[str, ...]:

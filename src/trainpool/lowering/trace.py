@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
@@ -23,11 +24,13 @@ from trainpool.kernels import noise
 from trainpool.lowering.decompositions.base import table
 from trainpool.lowering.decompositions.normalisation import batch_norm
 
-__all__ = ["Trail", "trace"]
+__all__ = ["Trail", "placed", "trace"]
 
 HERE = str(Path(__file__).parent)
 KERNELS = str(Path(noise.__file__).parent)
 TORCH = str(Path(torch.__file__).parent)
+CALLERS = [str(Path(__file__).parent / name) for name in ("lowered.py", "step.py")]
+"""What calls the author's code: above it, nothing is the author's any more."""
 EARLY = {torch.ops.aten.native_batch_norm.default: batch_norm}
 """Taken apart at once: it changes its running statistics without saying so."""
 
@@ -62,13 +65,22 @@ class Trail(TorchFunctionMode):
         """Where the program is now: the module's path and the line that is the user's."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and not users(frame.f_code.co_filename):
-            frame = None if frame.f_code is trace.__code__ else frame.f_back  # what called us is not the model's
+            frame = None if frame.f_code.co_filename in CALLERS else frame.f_back
+        return self.described(frame, frame.f_lineno if frame is not None else 0)
+
+    def described(self, frame: FrameType | None, number: int) -> str:
+        """In words: the module that runs, and a line of a frame."""
         module = next((name for name in reversed(self.stack) if name), "")
         parts = [f"module {module}"] if module else []
         if frame is not None:
-            file, number = frame.f_code.co_filename, frame.f_lineno
+            file = frame.f_code.co_filename
             parts.append(f"{Path(file).name}, line {number}: {linecache.getline(file, number).strip()}")
         return "; ".join(parts)
+
+    def origin(self, error: BaseException) -> str:
+        """Where an error came from: the user's innermost line, or else the last operator's place."""
+        lines = [(frame, number) for frame, number in walk_tb(error.__traceback__) if users(frame.f_code.co_filename)]
+        return self.described(*lines[-1]) if lines else self.last
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called for every PyTorch function while the mode is active."""
@@ -117,6 +129,23 @@ class Trail(TorchFunctionMode):
             self.seen.clear()
 
 
+@contextmanager
+def placed(model: nn.Module, trail: Trail) -> Iterator[None]:
+    """Follow a model's modules; errors tell their place.
+
+    Raises:
+        LoweringError: the author's code, or a part of it that no program can have, raised an error.
+    """
+    with record.preserve_node_meta():
+        try:
+            with trail.active(model):
+                yield
+        except Exception as error:
+            text = str(error) if isinstance(error, TrainpoolError) else explain(error)
+            place = trail.origin(error)
+            raise LoweringError(f"{text}{f' ({place})' if place else ''}") from error
+
+
 def trace(function: Callable[..., Any], arguments: Sequence[Any], model: nn.Module, trail: Trail) -> GraphModule:
     """The graph of `function(*arguments)`: functional operators of the core set and our own, static shapes.
 
@@ -132,15 +161,10 @@ def trace(function: Callable[..., Any], arguments: Sequence[Any], model: nn.Modu
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         stack.enter_context(record.preserve_node_meta())
-        try:
-            with trail.active(model):
-                first = make_fx(function, decomposition_table=EARLY, tracing_mode="fake", _allow_non_fake_inputs=True)(
-                    *arguments
-                )
-        except TrainpoolError:
-            raise
-        except Exception as error:
-            raise LoweringError(f"{explain(error)}{f' ({trail.last})' if trail.last else ''}") from error
+        with placed(model, trail):
+            first = make_fx(function, decomposition_table=EARLY, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                *arguments
+            )
         leaves = torch.utils._pytree.tree_leaves(list(arguments))
         flat = Flat(first)
         second: GraphModule = make_fx(

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from onnx import helper
 from torch.fx import GraphModule, Node
 
 from trainpool.errors import LoweringError
-from trainpool.lowering.graph import Graph, Ref
+from trainpool.lowering.graph import NO_INDICES, Graph, Ref
 from trainpool.lowering.operators import TABLE, UnsupportedError
 
 __all__ = ["write"]
@@ -50,6 +51,8 @@ def call(graph: Graph, node: Node, values: dict[Node, Any]) -> Any:
         result = node.target(*known[0], **known[1])  # type: ignore[operator]
         return torch.utils._pytree.tree_map_only(torch.Tensor, graph.constant, result)
     full = str(node.target).removeprefix("aten.")
+    if any(r.name == NO_INDICES for r in refs):
+        raise LoweringError(f"the indices of max-pooling (return_indices) have no ONNX form{place(node)}")
     writer = TABLE.get(full) or TABLE.get(full.partition(".")[0])
     if writer is None:
         raise LoweringError(f"the operator aten.{full} has no ONNX form{place(node)}; {instead(full)}")
@@ -107,12 +110,5 @@ def finish(graph: Graph, leaves: Sequence[Any], values: dict[Node, Any], names: 
     """Name the outputs."""
     for leaf, name in zip(leaves, names, strict=True):
         ref = values[leaf]
-        graph.nodes.append(torch_identity(ref, name))
+        graph.nodes.append(helper.make_node("Identity", [ref.name], [name], name=f"out.{name}"))
         graph.outputs.append(Ref(name, ref.shape, ref.dtype))
-
-
-def torch_identity(ref: Ref, name: str) -> Any:
-    """A node that gives a value its public name."""
-    from onnx import helper
-
-    return helper.make_node("Identity", [ref.name], [name], name=f"out.{name}")

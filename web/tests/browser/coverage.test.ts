@@ -22,8 +22,8 @@ interface Case {
   readonly rounding: { readonly delta: number; readonly buffers: number };
   /** The loss that PyTorch finds with the parameters of the task's start. */
   readonly evaluation: number;
-  /** Whether it runs on WebGPU as well. */
-  readonly webgpu: boolean;
+  /** What it runs on. */
+  readonly backends: readonly string[];
 }
 
 const FOLDER = process.env.COVERAGE ?? "";
@@ -62,7 +62,7 @@ describe.each([
     );
   });
 
-  const cases = CASES.filter((one) => backend === "wasm" || one.webgpu);
+  const cases = CASES.filter(({ backends }) => backends.includes(backend));
 
   test.each(cases)("$name", async ({ name, folder, rounding, evaluation }) => {
     const found = await train(folder, runtime);

@@ -104,6 +104,18 @@ test.each([true, false])("a volunteer may stop a task (partial: %s)", async (par
   expect(await page.getByRole("button", { name: "Start" }).isEnabled()).toBe(true);
 });
 
+test("a volunteer may stop before the task has begun, and start again", async () => {
+  await choose("dense");
+  await page.getByText("Done. Thank you").waitFor();
+  await page.evaluate(() => {
+    document.querySelector("form")!.requestSubmit();
+    document.getElementById("stop")!.click();
+  });
+  await page.getByText("It did not work: stopped before the first step.").waitFor();
+  await page.getByRole("button", { name: "Start" }).click();
+  await page.getByText("Done. Thank you").waitFor();
+});
+
 test("a GPU that is lost in mid-task does not lose the task", async () => {
   const worker = page.workers()[0] ?? (await page.waitForEvent("worker"));
   await worker.evaluate(() => {
@@ -116,7 +128,7 @@ test("a GPU that is lost in mid-task does not lose the task", async () => {
   });
   await page.locator("#wanted").selectOption("webgpu");
   await choose("dense", { steps: 200 });
-  await page.locator("#backend", { hasText: /^the graphics card/ }).waitFor();
+  await page.locator("#backend", { hasText: /^the graphics card/ }).waitFor({ timeout: 240_000 });
   await page.getByText(/^\d+ of 200$/).waitFor();
   await worker.evaluate(() => (self as unknown as { device: GPUDevice }).device.destroy());
   await page.getByText("Done. Thank you").waitFor();

@@ -11,27 +11,35 @@ from trainpool.lowering.decompositions.normalisation import along_channels
 __all__: list[str] = []
 
 
-def hits(x: Tensor, target: Tensor, ignore: int) -> Tensor:
-    """1 at each sample's class, `[n, C, ...]`; nothing at a class to ignore."""
+def classes_of(x: Tensor, target: Tensor) -> Tensor:
+    """1 at each sample's class, `[n, C, ...]`; nothing where the target is no class."""
     axis = 1 if x.dim() > 1 else 0
     classes = torch.arange(x.shape[axis], dtype=target.dtype)
     shape = [1] * x.dim()
     shape[axis] = -1
-    found = (target.unsqueeze(axis) == classes.reshape(shape)).to(x.dtype)
-    return found * (target != ignore).to(x.dtype).unsqueeze(axis) if 0 <= ignore < x.shape[axis] else found
+    return (target.unsqueeze(axis) == classes.reshape(shape)).to(x.dtype)
 
 
-def weighted(x: Tensor, target: Tensor, weight: Tensor | None, ignore: int) -> Tensor:
-    """`hits` times their classes' weights."""
-    found = hits(x, target, ignore)
+def weighted(x: Tensor, found: Tensor, target: Tensor, weight: Tensor | None, ignore: int) -> Tensor:
+    """`classes_of` times their classes' weights, nothing at a class to ignore."""
+    axis = 1 if x.dim() > 1 else 0
+    if 0 <= ignore < x.shape[axis]:
+        found = found * (target != ignore).to(x.dtype).unsqueeze(axis)
     return found if weight is None else found * (along_channels(weight, x) if x.dim() > 1 else weight)
 
 
 @instead_of(aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
 def nll_loss(x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore: int) -> tuple[Tensor, Tensor]:
-    """Minus each sample's value at its class: none (0), mean (1) or sum (2); also the weights' sum."""
-    found = weighted(x, target, weight, ignore)
-    each, total = -(x * found).sum(1 if x.dim() > 1 else 0), found.sum()
+    """Minus each sample's value at its class: none (0), mean (1) or sum (2); also the weights' sum.
+
+    Not a number where a target is neither a class nor to be ignored: PyTorch raises an error then.
+    """
+    axis = 1 if x.dim() > 1 else 0
+    hits = classes_of(x, target)
+    found, known = weighted(x, hits, target, weight, ignore), hits.sum(axis)
+    if not 0 <= ignore < x.shape[axis]:
+        known = known + (target == ignore).to(x.dtype)
+    each, total = -(x * found).sum(axis) / known, found.sum()
     if reduction == 0:
         return each, torch.zeros([], dtype=x.dtype)
     return each.sum() / total if reduction == 1 else each.sum(), total
@@ -42,7 +50,7 @@ def nll_loss_backward(
     dy: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore: int, total: Tensor
 ) -> Tensor:
     """Minus the weights."""
-    found = weighted(x, target, weight, ignore)
+    found = weighted(x, classes_of(x, target), target, weight, ignore)
     if reduction == 0:
         return -found * dy.unsqueeze(1 if x.dim() > 1 else 0)
     return found * (-dy / total if reduction == 1 else -dy)

@@ -144,13 +144,16 @@ def rsqrt(g: Graph, out: Any, x: Ref) -> Ref:
 
 @writes("expm1")
 def expm1(g: Graph, out: Any, x: Ref) -> Ref:
-    half = g.op("Tanh", g.op("Mul", x, g.constant(0.5)))  # 2t/(1 - t) keeps the digits of small results
-    return g.op("Div", g.op("Mul", half, g.constant(2.0)), g.op("Sub", g.constant(1.0), half))
+    half = g.op("Tanh", g.op("Mul", x, g.constant(0.5)))  # tanh(x/2)·(eˣ + 1) keeps the digits of small results
+    return g.op("Mul", half, g.op("Add", g.op("Exp", x), g.constant(1.0)))
 
 
 @writes("log1p")
 def log1p(g: Graph, out: Any, x: Ref) -> Ref:
-    return g.op("Mul", g.constant(2.0), g.op("Atanh", g.op("Div", x, g.op("Add", x, g.constant(2.0)))))
+    one, bounds = g.constant(1.0, x.dtype), torch.finfo(x.dtype)  # the bounds keep ∞ and -1 from 0/0 and ∞ - ∞
+    u = g.op("Min", g.op("Add", x, one), g.constant(bounds.max, x.dtype))
+    lost = g.op("Sub", x, g.op("Sub", u, one))  # what rounding took from x in 1 + x
+    return g.op("Add", g.op("Log", u), g.op("Div", lost, g.op("Max", u, g.constant(bounds.tiny, x.dtype))))
 
 
 @writes("exp2")
@@ -189,12 +192,14 @@ def logical_not(g: Graph, out: Any, x: Ref) -> Ref:
     return g.op("Not", g.cast(x, torch.bool))
 
 
-@writes("isnan", "isinf")
+@writes("isnan")
 def isnan(g: Graph, out: Any, x: Ref) -> Ref:
     return g.op("IsNaN", x, dtype=torch.bool)
 
 
-TABLE["isinf"] = lambda g, out, x: g.op("IsInf", x, dtype=torch.bool)
+@writes("isinf")
+def isinf(g: Graph, out: Any, x: Ref) -> Ref:
+    return g.op("IsInf", x, dtype=torch.bool)
 
 
 @writes("where")

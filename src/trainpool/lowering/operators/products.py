@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trainpool.lowering.graph import Graph, Ref
+from trainpool.lowering.graph import NO_INDICES, Graph, Ref
 from trainpool.lowering.operators import blocked
 from trainpool.lowering.operators.base import TABLE, Shaped, unexpanded, writes
 from trainpool.lowering.operators.shapes import cat, pad
@@ -146,7 +146,7 @@ def max_pool(
         "MaxPool", whole, shape=shape, kernel_shape=kernel, strides=stride, pads=padding + ends,
         **({} if set(dilation) == {1} else {"dilations": dilation}),
     )  # fmt: skip
-    return g.reshape(y, values.shape), Ref("no indices", tuple(indices.shape), torch.int64)
+    return g.reshape(y, values.shape), Ref(NO_INDICES, tuple(indices.shape), torch.int64)
 
 
 @writes("avg_pool2d", "avg_pool3d")
