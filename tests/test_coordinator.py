@@ -309,7 +309,7 @@ def test_what_is_no_saved_state_is_refused(tree: Any) -> None:
 
 def test_another_strategys_state_is_refused() -> None:
     with pytest.raises(MessageError, match="does not fit"):
-        begin(Serial()).restore(*begin(ParallelSGD()).save())
+        begin(ParallelSGD()).restore(*begin(Serial()).save())
 
 
 def test_a_task_whose_answer_was_doubted_goes_to_another_worker_and_is_then_believed() -> None:
