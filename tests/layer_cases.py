@@ -61,15 +61,24 @@ CONVOLUTIONS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "2d depthwise": (2, lambda: nn.Conv2d(4, 4, 3, groups=4, padding=1, stride=2)),
     "2d depthwise multiplier": (2, lambda: nn.Conv2d(4, 8, 3, groups=4, bias=False)),
     "3d": (3, lambda: nn.Conv3d(2, 3, 3, padding=1)),
+    "3d dilation": (3, lambda: nn.Conv3d(2, 3, (2, 3, 2), padding=(1, 0, 2), dilation=(2, 2, 1))),
     "3d stride groups": (3, lambda: nn.Conv3d(2, 4, (3, 2, 2), stride=(2, 2, 1), groups=2)),
     "1d transposed": (1, lambda: nn.ConvTranspose1d(3, 4, 3, stride=2)),
+    "1d transposed padding dilation groups": (
+        1, lambda: nn.ConvTranspose1d(3, 6, 3, stride=2, padding=1, output_padding=1, dilation=2, groups=3),
+    ),
     "2d transposed": (2, lambda: nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1, output_padding=1)),
     "2d transposed groups": (2, lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, dilation=2, bias=False)),
+    "2d transposed depthwise": (2, lambda: nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, groups=4)),
     "3d transposed": (3, lambda: nn.ConvTranspose3d(2, 2, 2, stride=2)),
-}
+    "3d transposed padding dilation groups": (
+        3, lambda: nn.ConvTranspose3d(2, 4, (2, 3, 2), (1, 2, 1), padding=(1, 2, 0), dilation=(2, 1, 1), groups=2),
+    ),
+}  # fmt: skip
 POOLING: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "max 1d": (1, lambda: nn.MaxPool1d(3)),
     "max 1d overlapping": (1, lambda: nn.MaxPool1d(3, 2, padding=1)),
+    "max 1d ceil": (1, lambda: nn.MaxPool1d(2, ceil_mode=True)),
     "max 2d": (2, lambda: nn.MaxPool2d(2)),
     "max 2d 3x2": (2, lambda: nn.MaxPool2d((3, 2))),
     "max 2d overlapping": (2, lambda: nn.MaxPool2d(3, 2, padding=1)),
@@ -79,7 +88,9 @@ POOLING: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "max 2d gaps": (2, lambda: nn.MaxPool2d(2, 3)),
     "max 3d": (3, lambda: nn.MaxPool3d(2)),
     "max 3d overlapping": (3, lambda: nn.MaxPool3d(3, 2, padding=1)),
+    "max 3d ceil": (3, lambda: nn.MaxPool3d((2, 3, 3), 2, padding=(0, 1, 0), ceil_mode=True)),
     "average 1d": (1, lambda: nn.AvgPool1d(2, 2)),
+    "average 1d ceil": (1, lambda: nn.AvgPool1d(4, 3, padding=1, ceil_mode=True)),
     "average 2d": (2, lambda: nn.AvgPool2d(2)),
     "average 2d padded": (2, lambda: nn.AvgPool2d(3, 2, padding=1)),
     "average 2d not counting": (2, lambda: nn.AvgPool2d(3, 2, padding=1, count_include_pad=False)),
@@ -87,6 +98,7 @@ POOLING: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "average 2d divisor": (2, lambda: nn.AvgPool2d(2, divisor_override=3)),
     "average 3d": (3, lambda: nn.AvgPool3d(2)),
     "average 3d padded": (3, lambda: nn.AvgPool3d(3, 2, padding=1)),
+    "average 3d ceil": (3, lambda: nn.AvgPool3d((2, 3, 3), 2, ceil_mode=True, count_include_pad=False)),
     "adaptive average 1d": (1, lambda: nn.AdaptiveAvgPool1d(4)),
     "adaptive average 2d": (2, lambda: nn.AdaptiveAvgPool2d((3, 5))),
     "adaptive average 2d to 1": (2, lambda: nn.AdaptiveAvgPool2d(1)),
@@ -99,7 +111,7 @@ POOLING: dict[str, tuple[int, Callable[[], nn.Module]]] = {
 NORMS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "batch 1d": (1, lambda: nn.BatchNorm1d(3)),
     "batch 2d": (2, lambda: nn.BatchNorm2d(4)),
-    "batch 2d cumulative": (2, lambda: nn.BatchNorm2d(4, momentum=0.3, affine=False)),
+    "batch 2d plain": (2, lambda: nn.BatchNorm2d(4, momentum=0.3, affine=False)),
     "batch 3d": (3, lambda: nn.BatchNorm3d(2)),
     "group": (2, lambda: nn.GroupNorm(2, 4)),
     "group plain": (3, lambda: nn.GroupNorm(1, 2, affine=False)),
@@ -108,6 +120,7 @@ NORMS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "layer plain": (2, lambda: nn.LayerNorm([4, 8, 7], elementwise_affine=False)),
     "instance 1d": (1, lambda: nn.InstanceNorm1d(3)),
     "instance 2d": (2, lambda: nn.InstanceNorm2d(4, affine=True)),
+    "instance 3d": (3, lambda: nn.InstanceNorm3d(2, affine=True)),
     "rms": (2, lambda: nn.RMSNorm([8, 7])),
 }
 ACTIVATIONS: list[nn.Module] = [
