@@ -1,8 +1,9 @@
 """Speed, as ratios: both sides of each are measured in this run. Medians; `--quick` for a first look.
 
-1. One worker's kernel against a hand-written PyTorch loop: same network, batch, threads, data on the same device.
-2. A whole run with two workers of one thread against one, beside the limit of the hardware: two kernels that know
-   nothing of each other against one; the coordinator's share of the processor.
+1. One worker's kernel against a hand-written PyTorch loop: same network, batch, threads, data on the same device. The
+   loop runs as everybody runs it, the kernel as the local pool starts it: with its settings of glibc's allocator.
+2. A whole run with one worker against that loop; with two workers of one thread against one, beside the limit of the
+   hardware: two kernels that know nothing of each other against one; the coordinator's share of the processor.
 3. Merging an update into 25 million parameters, per strategy, against `numpy.copyto` on the same arrays, both as
    bytes a second, counting the bytes that the rule must touch.
 4. Start-up: `import trainpool` and `trainpool --help`.
@@ -134,14 +135,19 @@ def side_by_side(case: str) -> float:
     return rates[1] / rates[0]
 
 
+def measured(side: str, case: str) -> float:
+    """Samples a second of one side of a case, in a fresh interpreter; our kernel's as the local pool starts it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | (KEEP_MEMORY if side == "ours" else {})
+    command = [sys.executable, __file__, "--measure", side, case]
+    return float(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)
+
+
 def kernel_against_hand(case: str, runs: int) -> None:
-    """Point 1: each side in fresh interpreters, the kernel's as the local pool starts its workers."""
+    """Point 1."""
     rates: dict[str, list[float]] = {"hand": [], "ours": []}
     for _ in range(runs):
         for side, found in rates.items():
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"} | (KEEP_MEMORY if side == "ours" else {})
-            command = [sys.executable, __file__, "--measure", side, case]
-            found.append(float(subprocess.run(command, check=True, capture_output=True, env=environment).stdout))
+            found.append(measured(side, case))
     ratio = statistics.median(b / a for a, b in zip(rates["hand"], rates["ours"], strict=True))
     hand, ours = (statistics.median(side) for side in rates.values())
     recipe = CASES[case][3]
@@ -151,7 +157,7 @@ def kernel_against_hand(case: str, runs: int) -> None:
 
 def whole_runs(runs: int, samples: int, folder: Path) -> None:
     """Point 2: a run's rate with one and two workers, and what the coordinator's process costs meanwhile."""
-    ratios, shares, rates, limits = [], [], [], []
+    ratios, shares, rates, limits, alone = [], [], [], [], []
     for number in range(runs):
         rate, share = {}, 0.0
         for workers in (1, 2):
@@ -166,9 +172,16 @@ def whole_runs(runs: int, samples: int, folder: Path) -> None:
             share = (time.process_time() - before) / summary["seconds"] / workers
             rate[workers] = summary["samples_per_second"]
         limits.append(side_by_side("cnn"))
+        alone.append(rate[1] / measured("hand", "cnn"))
         ratios.append(rate[2] / rate[1])
         rates.append(rate[2])
         shares.append(share)
+    row(
+        "a whole run with one worker / PyTorch by hand: cnn",
+        f"{statistics.median(alone):.2f}",
+        ">= 1.0",
+        "no evaluation",
+    )
     detail = f"{statistics.median(rates):,.0f} samples/s"
     row("two workers of one thread / one", f"{statistics.median(ratios):.2f}", ">= 1.9", detail)
     row("two kernels without a coordinator / one", f"{statistics.median(limits):.2f}", "-", "the hardware's limit")
@@ -190,6 +203,7 @@ TOUCHED = {
     "serial": (12, "Δ; w twice"),
     "downpour": (20, "Δ; w and G twice"),
     "parallel-sgd": (12 + (4 + 8 + 4) // 2, "Δ, the sum twice; half of: the sum twice, w twice"),
+    "diloco": (12 + (8 + 8 + 8) // 2, "Δ, the sum twice; half of: the sum, the momentum and w twice"),
     "admm": (12 + (2 * (8 + 4) + 8) // 2, "Δ, z, x; half of: both u twice, both x, z twice"),
 }
 
