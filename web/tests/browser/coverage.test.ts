@@ -15,13 +15,18 @@ import { type Site, serve } from "./serve";
 
 declare const trainpool: Trainpool;
 
-interface Case {
-  readonly name: string;
+interface Task {
   readonly folder: string;
   /** How far PyTorch in float32 is from the answer: no program is asked for more than twice as much. */
   readonly rounding: { readonly delta: number; readonly buffers: number };
   /** The loss that PyTorch finds with the parameters of the task's start. */
   readonly evaluation: number;
+}
+
+interface Case {
+  readonly name: string;
+  /** One of them must agree. */
+  readonly tasks: readonly Task[];
   /** What it runs on. */
   readonly backends: readonly string[];
 }
@@ -64,20 +69,25 @@ describe.each([
 
   const cases = CASES.filter(({ backends }) => backends.includes(backend));
 
-  test.each(cases)("$name", async ({ name, folder, rounding, evaluation }) => {
-    const found = await train(folder, runtime);
-    const { message, tensors } = decode(answer(folder), reportOf);
-    const apart = {
-      delta: relative(found.delta, values(tensors, "delta")),
-      buffers: relative(found.buffers, values(tensors, "buffers")),
-      loss: Math.abs(found.report.loss / message.loss - 1),
-      evaluation: Math.abs(found.evaluation / evaluation - 1),
-    };
-    if (apart.delta > worst) [worst, where] = [apart.delta, name];
-    expect(apart.delta, "the update").toBeLessThanOrEqual(Math.max(bound, 2 * rounding.delta));
-    expect(apart.buffers, "the buffers").toBeLessThanOrEqual(Math.max(bound, 2 * rounding.buffers));
-    expect(apart.loss, "the mean loss").toBeLessThanOrEqual(bound);
-    expect(apart.evaluation, "the evaluation's loss").toBeLessThanOrEqual(bound);
+  test.each(cases)("$name", async ({ name, tasks }) => {
+    for (const [number, { folder, rounding, evaluation }] of tasks.entries()) {
+      const found = await train(folder, runtime);
+      const { message, tensors } = decode(answer(folder), reportOf);
+      const apart = {
+        delta: relative(found.delta, values(tensors, "delta")),
+        buffers: relative(found.buffers, values(tensors, "buffers")),
+        loss: Math.abs(found.report.loss / message.loss - 1),
+        evaluation: Math.abs(found.evaluation / evaluation - 1),
+      };
+      const most = Math.max(bound, 2 * rounding.delta);
+      if (apart.delta > most && number < tasks.length - 1) continue;
+      if (apart.delta > worst) [worst, where] = [apart.delta, name];
+      expect(apart.delta, "the update").toBeLessThanOrEqual(most);
+      expect(apart.buffers, "the buffers").toBeLessThanOrEqual(Math.max(bound, 2 * rounding.buffers));
+      expect(apart.loss, "the mean loss").toBeLessThanOrEqual(bound);
+      expect(apart.evaluation, "the evaluation's loss").toBeLessThanOrEqual(bound);
+      return;
+    }
   });
 });
 
