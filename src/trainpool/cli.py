@@ -158,7 +158,8 @@ def strategies(
         if name in (None, auto.AUTO):
             typer.secho(f"{auto.AUTO}  ", bold=True, nl=False)
             text = inspect.cleandoc(auto.__doc__ or "").partition(": ")[2]
-            typer.echo(f"Chooses t{text[1:]}" if name else "Chooses one of these, and its settings, by the machines.\n")
+            short = "Serial for one machine, else DiLoCo with settings that follow the machines"
+            typer.echo(f"Chooses t{text[1:]}" if name else f"{short}: trainpool strategies auto has the rule.\n")
         if name == auto.AUTO:
             return
         kinds = methods.discover()
