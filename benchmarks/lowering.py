@@ -66,8 +66,8 @@ def measure(side: str, case: str, folder: Path) -> float:
         rates = [by_hand(experiment.model, x, y, Recipe(), n) for n in (4, min(steps, len(y) // 32))]
         return 32e3 / rates[-1]
     kernel: Kernel
-    if side == "onnx":
-        kernel = OnnxKernel(program.load(folder))
+    if side in ("onnx", "plain"):
+        kernel = OnnxKernel(program.load(folder), plain=side == "plain")
     else:
         torch.set_num_threads(1)
         kernel = TorchKernel(experiment.model, experiment.loss_function(), experiment.preprocess)
@@ -160,7 +160,7 @@ def main() -> None:
             lowered = tp.lower(experiment_of(case), Recipe(), proximal=False)
             seconds = time.perf_counter() - begin
             place = lowered.save(Path(folder) / str(number))
-            times: dict[str, list[float]] = {"hand": [], "torch": [], "onnx": []}
+            times: dict[str, list[float]] = {"hand": [], "torch": [], "onnx": [], "plain": []}
             for _ in range(3 if options.quick else 9):
                 for side, found in times.items():
                     environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({} if side == "hand" else KEEP_MEMORY)
@@ -174,7 +174,7 @@ def main() -> None:
             each = [f"{statistics.median(found):.1f}" for found in times.values()]
             print(
                 f"{case}: {hand:.2f} times PyTorch by hand (aim 1.0), {kernel:.2f} times this package's PyTorch "
-                f"kernel; {each[2]} ms a step against {each[0]} and {each[1]}; "
+                f"kernel; {each[2]} ms a step against {each[0]} and {each[1]}, {each[3]} without blocks; "
                 f"lowered in {seconds:.1f} s (aim 20), {lowered.nodes:,} operators",
                 flush=True,
             )

@@ -1,7 +1,6 @@
 """Train an experiment on a pool, or continue a run."""
 
 import copy
-import math
 import signal
 import tempfile
 import threading
@@ -33,7 +32,7 @@ from trainpool.events import Accepted, Rejected, Restarted
 from trainpool.experiment import Experiment, importable
 from trainpool.journal import Journal, disk
 from trainpool.kernels.protocol import Calibration, Evaluation
-from trainpool.kernels.torch import dtype_of, layout_of, trained_tensors, vector_of
+from trainpool.kernels.torch import check_device, dtype_of, layout_of, trained_tensors, vector_of
 from trainpool.messages import Recipe
 from trainpool.pace import Pace
 from trainpool.pools.local import LocalPool
@@ -165,9 +164,6 @@ def begin(
             f"epochs ({epochs:g}) must be above 0, evaluate_every ({evaluate_every:g}), shards and recalibrate not "
             f"negative, and no number of passes above {MOST_EPOCHS:g}"
         )
-    for name, value in msgspec.structs.asdict(chosen).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"the recipe: {name} must be a finite number, not {value}")
     if tensorboard:
         check_tensorboard()
     if kernel == "torch" and isinstance(pool, LocalPool):
@@ -242,22 +238,6 @@ def begin(
         # Last: with this file there is a run, which `resume` continues from any moment on.
         wire.write(home / "config.json", msgspec.json.format(msgspec.json.encode(config), indent=2))
     return Run(home, config, method, pool, experiment.model)
-
-
-def check_device(name: str) -> None:
-    """See that PyTorch has a device of that name; `auto` always is.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    try:
-        device = torch.device("cpu" if name == "auto" else name)
-        if device.type != "cuda":  # with CUDA this would take some of the GPU's memory, for as long as the run goes on
-            torch.empty(0, device=device)
-        elif (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"no device {name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
 
 
 def lowered_for(experiment: Experiment, recipe: Recipe, pool: Pool, recalibrate: int) -> "Lowered":

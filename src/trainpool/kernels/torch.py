@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from trainpool import rng
-from trainpool.errors import ModelError
+from trainpool.errors import ConfigError, ModelError
 from trainpool.kernels.noise import Noise
 from trainpool.kernels.protocol import Arrays, Calibration, Evaluation, KernelError
 from trainpool.messages import Recipe, Report, ShardId, Task
 from trainpool.vector import Layout, Role, Vector
 
-__all__ = ["TorchKernel", "layout_of", "load", "vector_of"]
+__all__ = ["TorchKernel", "check_device", "layout_of", "load", "vector_of"]
 
 Loss = Callable[[Any, Tensor], Tensor]
 Preprocess = Callable[[Tensor], Any]
@@ -336,6 +336,22 @@ def scale(x: Tensor) -> Tensor:
 def slices(size: int, step: int) -> Iterator[slice]:
     """Consecutive slices that cover `range(size)`."""
     return (slice(start, start + step) for start in range(0, size, step))
+
+
+def check_device(name: str) -> None:
+    """See that PyTorch has a device of that name; `auto` always is.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    try:
+        device = torch.device("cpu" if name == "auto" else name)
+        if device.type != "cuda":  # with CUDA this would take some of the GPU's memory, for as long as the run goes on
+            torch.empty(0, device=device)
+        elif (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"no device {name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
 
 
 def load(program: Path, device: str, number: int, threads: int) -> tuple[TorchKernel, str]:

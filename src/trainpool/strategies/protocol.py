@@ -191,7 +191,8 @@ class Strategy(Protocol[S]):
         """The shards whose update would help now; none when the run is finished.
 
         A list will do; with thousands of shards a collection that answers `in` and `len` without listing them is
-        faster, such as `Unfinished`. While the version stays, a shard may leave the collection but not enter it.
+        faster, such as `Unfinished`. It is asked once a state, after `init` and after every `merge`. While the version
+        stays, a shard may leave the collection but not enter it.
         """
 
     def assign(self, state: S, shard: ShardId) -> Assignment:

@@ -70,6 +70,7 @@ describe.each([
   const cases = CASES.filter(({ backends }) => backends.includes(backend));
 
   test.each(cases)("$name", async ({ name, tasks }) => {
+    expect(tasks).not.toEqual([]);
     for (const [number, { folder, rounding, evaluation }] of tasks.entries()) {
       const found = await train(folder, runtime);
       const { message, tensors } = decode(answer(folder), reportOf);

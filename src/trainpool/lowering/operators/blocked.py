@@ -104,9 +104,8 @@ def weight_gradient(
         return None
     deep = n // many  # blocks of samples
     phases = {}
-    if (
-        stride[1] == 1 and wide == width and i % block == 0
-    ):  # step by step from the blocks that the forward pass has made
+    if stride[1] == 1 and wide == width and i % block == 0:
+        # Step by step, from the blocks that the forward pass has made.
         part = g.permute(g.reshape(to_blocks(g, x), (many, deep * i // block * high, wide * block)), [1, 0, 2])
         part = g.permute(g.reshape(part, (deep * i // block * high * each, block, block)), [0, 2, 1])
         part = g.permute(g.reshape(part, (deep, i // block, high * each, block * block)), [0, 2, 1, 3])
