@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from msgspec import structs
 from sklearn.linear_model import Lasso
 
 from reference import difference
@@ -272,7 +273,7 @@ def test_ridge_and_weight_decay_in_g_are_one() -> None:
 def test_the_duals_sum_to_zero_after_one_round_from_any_start(relaxation: float) -> None:
     admm, generator = ADMM(rho=0.01, relaxation=relaxation, rounds=LONG), np.random.default_rng(0)
     state = admm.init(generator.normal(size=8), SQUARE.plan())
-    state = replace(state, duals={shard: generator.normal(size=8) for shard in state.duals})
+    state = structs.replace(state, duals={shard: generator.normal(size=8) for shard in state.duals})
     for _ in range(3):
         old = state.parameters.copy()
         state = SQUARE.rounds(admm, state, 1)
@@ -305,7 +306,7 @@ def test_when_rho_changes_the_unscaled_duals_stay(primal: float, dual: float, fa
     admm = ADMM(rho=0.01, balance_rounds=5, rounds=LONG)
     state = SQUARE.run(replace(admm, balance_rounds=0), 3)
     assert state.residuals is not None
-    state = replace(state, residuals=replace(state.residuals, primal=primal, dual=dual))
+    state = structs.replace(state, residuals=replace(state.residuals, primal=primal, dual=dual))
     before = {shard: state.rho * u.copy() for shard, u in state.duals.items()}
     after = admm.balance(state)
     assert after.rho == state.rho * factor

@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Iterator
 from math import inf, nan
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+
+import msgspec
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -102,7 +104,7 @@ class Broken(Serial):
 
     def init(self, parameters: np.ndarray, plan: Any) -> Any:
         state = super().init(parameters, plan)
-        return dataclasses.replace(state, parameters=parameters) if self.fault == "shares" else state
+        return msgspec.structs.replace(state, parameters=parameters) if self.fault == "shares" else state
 
     def wanted(self, state: Any) -> Collection[ShardId]:
         return [] if self.fault == "idle" else super().wanted(state)
@@ -118,11 +120,11 @@ class Broken(Serial):
         result = super().merge(state, shard, update)
         match self.fault:
             case "version":
-                return dataclasses.replace(result, version=state.version)
+                return msgspec.structs.replace(result, version=state.version)
             case "type":
-                return dataclasses.replace(result, parameters=result.parameters.astype(np.float64))
+                return msgspec.structs.replace(result, parameters=result.parameters.astype(np.float64))
             case "keeps":
-                return dataclasses.replace(result, parameters=update.delta)
+                return msgspec.structs.replace(result, parameters=update.delta)
             case "hides":
                 merged = getattr(self, "merged", 0) + 1
                 object.__setattr__(self, "merged", merged)

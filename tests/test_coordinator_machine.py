@@ -81,7 +81,7 @@ class Machine(RuleBasedStateMachine):
                     assert task.id not in self.ids
                     assert task.offset == self.samples[task.shard]
                     assert np.isfinite(parameters).all()
-                    assert self.coordinator.memory.workers[worker] == "busy"
+                    assert worker in self.coordinator.memory.workers.keys() - self.coordinator.memory.idle
                     self.ids.add(task.id)
                     self.sent.append(command)
                 case Accepted(_, task, report):
@@ -91,7 +91,7 @@ class Machine(RuleBasedStateMachine):
                     assert reason
                     assert self.image() == before
                 case Wait(worker):
-                    assert self.coordinator.memory.workers[worker] == "idle"
+                    assert worker in self.coordinator.memory.idle
                 case Finished() | Stopped():
                     assert self.coordinator.memory.done
         return commands

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from trainpool.coordinator import Coordinator
+from trainpool.events import Send
 from trainpool.pace import Pace
 
 FUZZ: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "fuzz.py"))
@@ -36,12 +37,14 @@ def forgetful(self: Coordinator, *saved: Any) -> None:
     self.memory.pace = Pace()
 
 
-def pushing(self: Coordinator, worker: str) -> None:
+def pushing(self: Coordinator, worker: str, *arguments: Any) -> Send:
     """Takes a worker that has a task for an idle one."""
-    self.memory.workers[worker] = "busy"
+    command = lease(self, worker, *arguments)
+    self.memory.idle[worker] = None
+    return command
 
 
-restore = Coordinator.restore
+restore, lease = Coordinator.restore, Coordinator.lease
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,7 @@ restore = Coordinator.restore
     [
         ("lose", uncounted, "Ledger"),
         ("restore", forgetful, "after a save and a restore"),
-        ("busy", pushing, "had not asked"),
+        ("lease", pushing, "had not asked"),
     ],
 )
 def test_a_broken_coordinator_is_found_out(

@@ -63,10 +63,12 @@ class Admission:
         stay so.
         `alone` says that there is no other worker to ask: then the same one's second answer will do.
         """
-        short = task.partial and report.steps < task.steps
-        if (report.steps != task.steps and not short) or report.samples != report.steps * task.batch:
-            return f"it reports {report.steps} steps, {report.samples} samples; the task had {task.steps} steps"
-        if delta.shape != (layout.trainable,) or buffers.shape != (layout.size - layout.trainable,):
+        steps = report.steps
+        fits = steps == task.steps or (task.partial and steps < task.steps)
+        if not fits or report.samples != steps * task.batch:
+            return f"it reports {steps} steps, {report.samples} samples; the task had {task.steps} steps"
+        trainable = layout.trainable
+        if delta.shape != (trainable,) or buffers.shape != (layout.size - trainable,):
             return f"shapes {delta.shape} and {buffers.shape} do not fit the model"
         if delta.dtype.kind != "f" or buffers.dtype.kind != "f":
             return f"types {delta.dtype} and {buffers.dtype} are not floating point"
@@ -83,7 +85,7 @@ class Admission:
                 strange &= buffers != known
             if strange.any():
                 return "its buffers have NaN or infinite elements"
-        length /= math.sqrt(report.steps)
+        length /= math.sqrt(steps)
         if len(self.norms) >= ENOUGH:
             typical = statistics.median(self.norms)
             if length > self.limit * typical and not self.confirmed(task, worker, length, alone):
@@ -91,7 +93,8 @@ class Admission:
                 return f"its norm per root step, {length:.3g}, is over {self.limit:g} times the median, {typical:.3g}"
         if length > 0:  # a task at rate 0, as a warm-up begins, moves nothing and says nothing of the norms to come
             self.norms = [*self.norms, length][-WINDOW:]
-        self.doubts.pop(task.shard, None)
+        if self.doubts:
+            self.doubts.pop(task.shard, None)
         return None
 
     def confirmed(self, task: Task, worker: str, length: float, alone: bool) -> bool:

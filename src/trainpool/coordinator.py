@@ -15,6 +15,7 @@ Every pool (processes, HTTP, virtual time) is a thin shell around `handle`. Same
 
 import hashlib
 import heapq
+import math
 from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Any
@@ -113,28 +114,27 @@ class Coordinator:
             case Returned():
                 assert delta is not None
                 assert buffers is not None
-                self.busy(event.worker)
-                commands = self.answer(event.worker, event.report, delta, buffers, now)
+                worker = event.worker
+                self.heard(worker)
+                memory.idle.pop(worker, None)
+                commands = self.answer(worker, event.report, delta, buffers, now)
                 return commands + self.offer(now) if memory.idle or self.complete else commands
             case Asked():
                 worker = event.worker
-                if worker in self.units.held:
+                if self.units.held.get(worker):
                     self.lose(worker)  # it holds nothing any more: a task that it forgot goes to someone else
-                memory.silent.pop(worker, None)
-                memory.pace.joined(worker)
-                memory.workers[worker] = "idle"
+                self.heard(worker)
                 memory.idle[worker] = None
                 commands = self.offer(now)
                 if worker in memory.idle and not memory.done:
                     commands.append(Wait(worker))
                 return commands
             case Joined(worker):
-                if worker not in memory.workers:
-                    memory.workers[worker] = "busy"
-                    memory.pace.joined(worker)
+                self.heard(worker)
                 return []
             case Failed(worker, task, reason):
-                self.busy(worker)
+                self.heard(worker)
+                memory.idle.pop(worker, None)
                 return self.fail(worker, task, reason) + self.offer(now)
             case Left(worker):
                 memory.workers.pop(worker, None)
@@ -155,10 +155,16 @@ class Coordinator:
                 memory.session, memory.misses, memory.done = memory.session + 1, 0, False
                 return []
 
-    def busy(self, worker: WorkerId) -> None:
-        """A worker gets no task until it asks."""
-        self.memory.workers[worker] = "busy"
-        self.memory.idle.pop(worker, None)
+    def heard(self, worker: WorkerId) -> None:
+        """A worker is there."""
+        memory = self.memory
+        if worker not in memory.workers:
+            memory.workers[worker] = None
+        elif worker in memory.silent:
+            del memory.silent[worker]
+        else:
+            return
+        memory.pace.joined(worker)
 
     def silence(self, worker: WorkerId) -> None:
         """A worker may have gone without a word: until it is heard of again, others' tasks do not follow its speed."""
@@ -169,9 +175,6 @@ class Coordinator:
     def answer(self, worker: WorkerId, report: Report, delta: Vector, buffers: Vector, now: float) -> list[Command]:
         """Merge an answer, or say why not."""
         memory = self.memory
-        if worker in memory.silent:
-            del memory.silent[worker]
-            memory.pace.joined(worker)
         memory.bytes_up += delta.nbytes + buffers.nbytes
         lease = memory.leases.get(report.task)
         if lease is None or lease.worker != worker:
@@ -206,7 +209,8 @@ class Coordinator:
         rate = task.recipe.rate(task.progress)
         update = Update(delta, report.steps, report.samples, report.loss, task.version, staleness, rate, base)
         self.enter(self.strategy.merge(self.state, task.shard, update))
-        memory.statistics.merge(self.layout, task.version, task.shard, report.samples, buffers)
+        if buffers.size:
+            memory.statistics.merge(self.layout, task.version, task.shard, report.samples, buffers)
         entry.accepted += 1
         entry.steps += report.steps
         entry.samples += report.samples
@@ -230,9 +234,8 @@ class Coordinator:
 
     def lose(self, worker: WorkerId) -> None:
         """Take back what a worker that left was doing."""
-        for lease in self.units.held.get(worker, []).copy():
+        for lease in self.units.forget(worker):
             self.drop(lease)
-            self.units.drop(lease)
             self.memory.ledger[lease.task.shard].lost += 1
 
     def drop(self, lease: Lease) -> Vector | None:
@@ -270,7 +273,9 @@ class Coordinator:
             return []
         units = self.units.take(len(memory.idle), self.wanted, self.state.version)
         workers = [*memory.idle] if len(memory.idle) == 1 else self.chosen(units)
-        commands: list[Command] = [self.lease(worker, unit, now) for worker, unit in zip(workers, units, strict=False)]
+        commands: list[Command] = []
+        for place, unit in enumerate(units):
+            commands.append(self.lease(workers[place], unit, now))
         if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
             commands += self.speculate(now)
         return commands
@@ -292,7 +297,7 @@ class Coordinator:
     def slowness(self, worker: WorkerId) -> float:
         """Seconds a step; endless where it is unknown."""
         seconds = self.memory.pace.step_seconds(worker)
-        return float("inf") if seconds is None else seconds
+        return math.inf if seconds is None else seconds
 
     def speculate(self, now: float) -> list[Command]:
         """Let idle workers copy units that others are late with, or that they would have done much sooner.
@@ -302,20 +307,26 @@ class Coordinator:
         """
         commands: list[Command] = []
         pace = self.memory.pace
-        alone = [unit.leases[0] for unit in self.units.live if len(unit.leases) == 1 and unit.part.id in self.wanted]
-        durations = {lease.task.id: pace.expected(lease.worker, lease.task.steps) for lease in alone}
+        found: list[tuple[int, float, Unit]] = []
+        for unit in self.units.live:
+            if len(unit.leases) == 1 and unit.part.id in self.wanted:
+                lease = unit.leases[0]
+                others = pace.expected(lease.worker, lease.task.steps)
+                if others is not None:
+                    late = now > lease.since + 2 * others
+                    until = math.inf if late else lease.since + others
+                    if until > now:  # otherwise it should be here in a moment
+                        found.append((lease.task.id, until, unit))
+        found.sort()
         for worker in list(islice(self.memory.idle, COPIERS)):
-            for lease in sorted(alone, key=lambda lease: lease.task.id):
-                own, others = pace.expected(worker, lease.task.steps), durations[lease.task.id]
-                if own is None or others is None:
-                    continue
-                late = now > lease.since + 2 * others
-                if late or now + 2 * own < lease.since + others:
-                    if late:
+            for place, (_, until, unit) in enumerate(found):
+                lease = unit.leases[0]
+                own = pace.expected(worker, lease.task.steps)
+                if own is not None and now + 2 * own < until:
+                    if until == math.inf:
                         self.silence(lease.worker)
-                    alone.remove(lease)
+                    del found[place]
                     self.memory.copies += 1
-                    unit = self.units.units[lease.task.shard]
                     commands.append(self.lease(worker, unit, now, lease.task.steps))
                     break
         return commands
@@ -356,7 +367,7 @@ class Coordinator:
         memory.next_task += 1
         memory.leases[task.id] = lease
         self.units.add(unit, lease)
-        self.busy(worker)
+        del memory.idle[worker]
         entry.leased += 1
         if lease.rebased:
             base = memory.bases.setdefault(task.version, Base(assignment.parameters))

@@ -1,7 +1,6 @@
 """What a coordinator remembers, beside the strategy's own state: saved and restored as a whole."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import msgspec
 
@@ -68,11 +67,12 @@ class Memory:
     admission: Admission
     pace: Pace
     leases: dict[int, Lease] = field(default_factory=dict)
-    workers: dict[WorkerId, Literal["idle", "busy"]] = field(default_factory=dict)
+    workers: dict[WorkerId, None] = field(default_factory=dict)
+    """Those that are there."""
     idle: dict[WorkerId, None] = field(default_factory=dict)
-    """The idle ones, the longest idle first."""
+    """Those of them that asked and have no task, the longest idle first."""
     silent: dict[WorkerId, None] = field(default_factory=dict)
-    """The busy ones whose answer is late."""
+    """Those of them whose answer is late."""
     bases: dict[int, Base] = field(default_factory=dict)
     """Parameters that tasks still out carried, by version, where their updates need them."""
     next_task: int = 0

@@ -59,12 +59,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return self.learning_rate * progress / self.warmup
         rest = min(1.0, (progress - self.warmup) / (1 - self.warmup))
         match self.schedule:
-            case "constant":
-                return self.learning_rate
-            case "linear":
-                return self.learning_rate * (1 - rest)
             case "cosine":
                 return self.learning_rate * (1 + math.cos(math.pi * rest)) / 2
+            case "linear":
+                return self.learning_rate * (1 - rest)
+            case "constant":
+                return self.learning_rate
 
 
 class Task(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):

@@ -20,8 +20,32 @@ class Speed:
     """Seconds from sending the task to having the answer in which it did not compute: transfer, waiting."""
     step: float = 0.0
     overhead: float = 0.0
-    deviation: float = 0.0
-    """MAD of the steps."""
+    range: float = 0.0
+    """From the least to the most seconds a step."""
+    tasks: int = 0
+
+    def add(self, step: float, overhead: float) -> None:
+        """What one task took takes the place of the oldest one of the window."""
+        times, overheads = self.steps, self.overheads
+        if len(times) < WINDOW:
+            times.append(step)
+            overheads.append(overhead)
+        else:
+            oldest = self.tasks % WINDOW
+            times[oldest], overheads[oldest] = step, overhead
+        self.tasks += 1
+        middle = len(times) // 2  # of an even number of times, the upper one of the middle two
+        ordered = sorted(times)
+        self.step, self.overhead = ordered[middle], sorted(overheads)[middle]
+        self.range = ordered[-1] - ordered[0]
+
+    def slow(self, spread: float) -> float:
+        """Seconds above which a step is late: `spread` MADs above the median, and twice the median at least."""
+        step = self.step
+        if self.range * spread <= step:  # the MAD is no more than the range: mostly it need not be known
+            return 2 * step
+        mad = sorted([abs(time - step) for time in self.steps])[len(self.steps) // 2]
+        return max(2 * step, step + spread * mad)
 
 
 @dataclass
@@ -37,7 +61,7 @@ class Pace:
     first: float = 300.0
     """Seconds allowed for a task while nobody's speed is known."""
     spread: float = 6.0
-    """k of the deadline: a step may take the median + k·MAD of the steps measured (at least twice the median)."""
+    """k of the deadline: a step may take the median + k·MAD of the steps measured, and twice the median at least."""
     speculate: bool = True
     """Whether an idle worker may copy a task that another is late with, when nothing else is left to do."""
     limit: int | None = None
@@ -56,16 +80,10 @@ class Pace:
         speed = self.measured.get(worker)
         if speed is None:
             speed = self.measured[worker] = Speed()
-        seconds = max(seconds, 1e-6)
-        times, overheads = speed.steps, speed.overheads
-        if len(times) == WINDOW:
-            del times[0], overheads[0]
-        times.append(seconds / steps)
-        overheads.append(max(elapsed - seconds, 0.0))
-        middle = len(times) // 2  # of an even number of times, the upper one of the middle two
-        speed.step = step = sorted(times)[middle]
-        speed.overhead = sorted(overheads)[middle]
-        speed.deviation = sorted([abs(time - step) for time in times])[middle]
+        if seconds < 1e-6:
+            seconds = 1e-6
+        speed.add(seconds / steps, elapsed - seconds if elapsed > seconds else 0.0)
+        step = speed.step
         if step > self.slowest:
             self.slowest = step
         if self.fastest == worker:
@@ -126,5 +144,4 @@ class Pace:
         speed = self.measured.get(worker)
         if speed is None:
             return self.grace + 2 * steps * self.slowest if self.slowest else self.first
-        step = max(2 * speed.step, speed.step + self.spread * speed.deviation)
-        return self.grace + 2 * speed.overhead + steps * step
+        return self.grace + 2 * speed.overhead + steps * speed.slow(self.spread)

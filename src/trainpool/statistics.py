@@ -80,7 +80,7 @@ class Statistics:
 
     def merge(self, layout: Layout, version: int, shard: ShardId, samples: int, buffers: Vector) -> None:
         """Take in one admitted update's buffers."""
-        if buffers.size == 0 or version < self.version:
+        if version < self.version:
             return
         if version > self.version:
             self.version, self.reports, self.start = version, {}, self.buffers

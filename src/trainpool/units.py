@@ -11,6 +11,9 @@ from trainpool.strategies.protocol import ShardPlan
 
 __all__ = ["Unit", "Units"]
 
+RANKS = 2**32
+"""More than there are shards."""
+
 
 @dataclass(slots=True, eq=False)
 class Unit:
@@ -19,10 +22,11 @@ class Unit:
     part: ShardPlan
     ledger: Ledger
     rank: int
-    """Its place among shards that are equally far: no two have the same."""
+    """Its place among shards that are equally far, from 0: no two have the same."""
     seed: int
     """Of the shard's batch order and noise."""
-    queued: bool = False
+    queued: int | None = None
+    """The merged steps with which it went into the queue, while it is there or parked."""
     leases: list[Lease] = field(default_factory=list)
     """Of this unit, not overdue."""
 
@@ -36,11 +40,13 @@ class Units:
     def __init__(self, units: Iterable[Unit], leases: Mapping[int, Lease]) -> None:
         """Where all stands. `leases` by the task's number are the coordinator's own, which it goes on to change."""
         self.units = {unit.part.id: unit for unit in units}
+        self.ranked = sorted(self.units.values(), key=lambda unit: unit.rank)
         self.leases = leases
-        self.queue: list[tuple[float, int, Unit]] = []
-        """With the part of the shard's steps that was done then, and its rank."""
+        self.queue: list[int] = []
+        """A heap of the open ones' ranks below `RANKS`, and above it the part of the shard's steps that is done: one
+        number each, since comparing pairs is what would take most of the time."""
         self.parked: list[Unit] = []
-        """Open, but not wanted in this version; still marked as queued."""
+        """Open, but not wanted in this version."""
         self.version = -1
         self.live: dict[Unit, None] = {}
         """Those that have leases, the longest first."""
@@ -56,9 +62,9 @@ class Units:
     def open(self, unit: Unit) -> None:
         """Queue a unit, unless it is queued, leased or has nothing left."""
         steps, whole = unit.ledger.steps, unit.part.steps
-        if steps < whole and not unit.queued and not unit.leases:
-            unit.queued = True
-            heapq.heappush(self.queue, (steps / whole, unit.rank, unit))
+        if steps < whole and unit.queued is None and not unit.leases:
+            unit.queued = steps
+            heapq.heappush(self.queue, steps * RANKS // whole * RANKS + unit.rank)
 
     def take(self, count: int, wanted: Collection[ShardId], version: int) -> list[Unit]:
         """At most `count` wanted open units, the least trained shard's first, no longer queued."""
@@ -66,17 +72,17 @@ class Units:
             self.version = version
             parked, self.parked = self.parked, []
             for unit in parked:
-                unit.queued = False
+                unit.queued = None
                 self.open(unit)
         queue = self.queue
         taken: list[Unit] = []
         while queue and len(taken) < count:
-            done, _, unit = heapq.heappop(queue)
+            unit = self.ranked[heapq.heappop(queue) % RANKS]
             if unit.part.id not in wanted:
                 self.parked.append(unit)
                 continue
-            unit.queued = False
-            if done == unit.ledger.steps / unit.part.steps:
+            steps, unit.queued = unit.queued, None
+            if steps == unit.ledger.steps:
                 taken.append(unit)
             else:
                 self.open(unit)  # an overdue answer came, and the shard is further than it was
@@ -84,35 +90,38 @@ class Units:
 
     def add(self, unit: Unit, lease: Lease, *, live: bool = True) -> None:
         """A unit was leased."""
-        self.held.setdefault(lease.worker, []).append(lease)
+        held, deadlines = self.held.get(lease.worker), self.deadlines
+        if held is None:
+            self.held[lease.worker] = [lease]
+        else:
+            held.append(lease)
         if live:
             unit.leases.append(lease)
             self.live[unit] = None
-            heapq.heappush(self.deadlines, (lease.deadline, lease.task.id))
-            if len(self.deadlines) > 1000 + 4 * len(self.leases):
-                self.deadlines = [item for item in self.deadlines if item[1] in self.leases]
+            heapq.heappush(deadlines, (lease.deadline, lease.task.id))
+            if len(deadlines) > 1000 + 4 * len(self.leases):
+                self.deadlines = [item for item in deadlines if item[1] in self.leases]
                 heapq.heapify(self.deadlines)
 
     def drop(self, lease: Lease) -> None:
         """A lease ended without an update: its unit is open again, unless another lease of it lives."""
-        self.forget(lease)
+        self.held[lease.worker].remove(lease)
         self.retire(lease)
 
     def merge(self, unit: Unit, lease: Lease) -> None:
         """A unit is done: its shard's next one opens, and no other lease of the old one holds it."""
-        self.forget(lease)
+        self.held[lease.worker].remove(lease)
         if unit.leases:
             unit.leases.clear()
             del self.live[unit]
         self.open(unit)
 
-    def forget(self, lease: Lease) -> None:
-        """A lease ended."""
-        held = self.held[lease.worker]
-        if len(held) > 1:
-            held.remove(lease)
-        else:
-            del self.held[lease.worker]
+    def forget(self, worker: WorkerId) -> list[Lease]:
+        """A worker holds nothing any more: its leases ended without an update."""
+        held = self.held.pop(worker, [])
+        for lease in held:
+            self.retire(lease)
+        return held
 
     def retire(self, lease: Lease) -> bool:
         """Let a lease no longer keep its unit from others; whether it did."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainpool.coordinator import Coordinator
 from trainpool.errors import ConfigError, RunError
-from trainpool.events import Finished, Send, Stopped
+from trainpool.events import Accepted, Finished, Send, Stopped
 from trainpool.messages import Recipe
 from trainpool.pace import Pace
 from trainpool.pools.fleet import Fleet
@@ -149,7 +149,7 @@ def carry(
                 for command in handle(arrival.event, pool.time, arrival.delta, arrival.buffers):
                     if type(command) is Send:
                         send(command)
-                    elif isinstance(command, ENDS):
+                    elif type(command) is not Accepted and isinstance(command, ENDS):
                         return ("finished" if isinstance(command, Finished) else command.reason), events
         raise RunError(f"the run does not end: it wants updates still after {most} events")
     finally:

@@ -29,11 +29,12 @@ Deviations and traps:
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import msgspec
 import numpy as np
-from msgspec import Meta
+from msgspec import Meta, structs
 
 from trainpool.messages import Count, NotNegative, Positive, ShardId, Update
 from trainpool.strategies.protocol import Assignment, Plan, check
@@ -57,8 +58,7 @@ class Residuals:
         return self.primal < self.primal_tolerance and self.dual < self.dual_tolerance
 
 
-@dataclass(frozen=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """Everything that evolves."""
 
     plan: Plan
@@ -138,7 +138,7 @@ class ADMM:
                 np.subtract(z[part], update.delta[part], out=x[part])
 
         share(z.size, keep)
-        state = replace(state, answered=(*state.answered, shard))
+        state = structs.replace(state, answered=(*state.answered, shard))
         return state if len(state.answered) < len(state.plan.shards) else self.agree(state)
 
     def agree(self, state: State) -> State:
@@ -187,7 +187,7 @@ class ADMM:
             primal_tolerance=floor + self.relative_tolerance * max(x_square, N * z_square) ** 0.5,
             dual_tolerance=floor + self.relative_tolerance * R * u_square**0.5,
         )
-        state = replace(state, version=state.version + 1, answered=(), residuals=residuals)
+        state = structs.replace(state, version=state.version + 1, answered=(), residuals=residuals)
         return self.balance(state) if state.version <= self.balance_rounds else state
 
     def prox(self, mean: Vector, rho: float) -> Vector:
@@ -205,7 +205,7 @@ class ADMM:
         if factor != 1.0:
             for u in state.duals.values():
                 u /= u.dtype.type(factor)
-        return replace(state, rho=state.rho * factor)
+        return structs.replace(state, rho=state.rho * factor)
 
     def report(self, state: State) -> dict[str, float]:
         """Rounds completed, ρ, and the last round's residuals over their tolerances (below 1: met)."""

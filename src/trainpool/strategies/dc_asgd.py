@@ -18,10 +18,12 @@ Deviations and traps:
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import msgspec
 import numpy as np
+from msgspec import structs
 
 from trainpool.messages import Count, Fraction, NotNegative, Positive, ShardId, Update
 from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
@@ -31,8 +33,7 @@ from trainpool.vector import CHUNK, Vector, share
 __all__ = ["DCASGD"]
 
 
-@dataclass(frozen=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """Everything that evolves."""
 
     plan: Plan
@@ -118,7 +119,7 @@ class DCASGD:
 
         share(w.size, step)
         state.tally.add(state.plan, shard, update.steps)
-        return replace(state, version=state.version + 1, staleness=update.staleness)
+        return structs.replace(state, version=state.version + 1, staleness=update.staleness)
 
     def report(self, state: State) -> dict[str, float]:
         """The last update's staleness."""

@@ -22,8 +22,10 @@ Deviations and traps:
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -34,8 +36,7 @@ from trainpool.vector import CHUNK, Vector, share
 __all__ = ["Downpour"]
 
 
-@dataclass(frozen=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """Everything that evolves."""
 
     plan: Plan
@@ -97,35 +98,36 @@ class Downpour:
 
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """One step of the server."""
-        w, G = state.parameters, state.squares
-        number = w.dtype.type
+        plan, w, G = state.plan, state.parameters, state.squares
         # A warm-up begins at rate 0, where a task moves nothing and has no gradient to tell.
         accrued = 1 / update.rate if update.rate else 0.0
-        accrued /= update.steps if self.accrue == "mean" else 1
-        adagrad = self.server == "adagrad"
-        plain = not adagrad or self.warming(state)
-        rate = self.learning_rate * update.rate / state.plan.recipe.learning_rate
+        if self.accrue == "mean":
+            accrued /= update.steps
+        rate = self.learning_rate * update.rate / plan.recipe.learning_rate
+        share(w.size, partial(self.step, w, G, update.delta, accrued, rate, self.warming(state)))
+        state.tally.add(plan, shard, update.steps)
+        return State(plan, w, state.version + 1, G, state.tally, update.staleness)
 
-        def step(parts: Sequence[slice]) -> None:
-            scratch = np.empty((2, min(CHUNK, w.size)), w.dtype)
-            for part in parts:
-                g, move = scratch[:, : part.stop - part.start]
-                if adagrad:
-                    np.multiply(update.delta[part], number(accrued), out=g)
-                    np.multiply(g, number(rate), out=move)
-                    g *= g
-                    G[part] += g
-                if plain:  # η g = factor·delta
-                    np.multiply(update.delta[part], number(self.factor), out=move)
-                else:
-                    np.sqrt(G[part], out=g)
-                    g += number(self.epsilon)
-                    move /= g
-                w[part] -= move
-
-        share(w.size, step)
-        state.tally.add(state.plan, shard, update.steps)
-        return State(state.plan, w, state.version + 1, G, state.tally, update.staleness)
+    def step(
+        self, w: Vector, G: Vector, delta: Vector, accrued: float, rate: float, warming: bool, parts: Sequence[slice]
+    ) -> None:
+        """Some parts of w and G; `accrued` times the delta is the accrued gradient g, and `rate` is γ."""
+        number, adagrad = w.dtype.type, self.server == "adagrad"
+        scratch = np.empty((2, min(CHUNK, w.size)), w.dtype)
+        for part in parts:
+            g, move = scratch[:, : part.stop - part.start]
+            if adagrad:
+                np.multiply(delta[part], number(accrued), out=g)
+                np.multiply(g, number(rate), out=move)
+                g *= g
+                G[part] += g
+            if warming or not adagrad:  # η g = factor·delta
+                np.multiply(delta[part], number(self.factor), out=move)
+            else:
+                np.sqrt(G[part], out=g)
+                g += number(self.epsilon)
+                move /= g
+            w[part] -= move
 
     def report(self, state: State) -> dict[str, float]:
         """The last update's staleness."""

@@ -22,10 +22,12 @@ Deviations and traps:
 
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
+import msgspec
 import numpy as np
+from msgspec import structs
 
 from trainpool.errors import ConfigError
 from trainpool.messages import Count, NotNegative, ShardId, Update
@@ -35,8 +37,7 @@ from trainpool.vector import CHUNK, Vector, share
 __all__ = ["EASGD"]
 
 
-@dataclass(frozen=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """Everything that evolves."""
 
     plan: Plan
@@ -100,7 +101,7 @@ class EASGD:
 
         share(x.size, exchange)
         state.tally.add(state.plan, shard, update.steps)
-        return replace(state, version=state.version + 1)
+        return structs.replace(state, version=state.version + 1)
 
     def report(self, state: State) -> dict[str, float]:
         """Nothing of its own."""

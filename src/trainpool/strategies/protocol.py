@@ -15,7 +15,7 @@ from trainpool.vector import Vector
 __all__ = ["Assignment", "Plan", "ShardPlan", "State", "Strategy", "Tally", "Unfinished", "check", "misfit"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardPlan:
     """One shard's part of a run."""
 
@@ -94,7 +94,7 @@ class Tally:
 
     def add(self, plan: Plan, shard: ShardId, steps: int) -> None:
         """Count a merged update."""
-        part = plan[shard]
+        part = plan.index[shard]
         before = self.steps.get(shard, 0)
         self.steps[shard] = before + steps
         self.samples += steps * part.batch
@@ -112,8 +112,10 @@ class Tally:
 class Unfinished(Collection[ShardId]):
     """The shards with steps left, in the plan's order: a view of a tally that answers `in` and `len` at once."""
 
+    __slots__ = ("index", "steps", "tally")
+
     def __init__(self, plan: Plan, tally: Tally) -> None:
-        self.plan, self.tally, self.index, self.steps = plan, tally, plan.index, tally.steps
+        self.index, self.steps, self.tally = plan.index, tally.steps, tally
 
     def __contains__(self, shard: Any) -> bool:
         part = self.index.get(shard)
@@ -123,12 +125,11 @@ class Unfinished(Collection[ShardId]):
         return len(self.index) - self.tally.finished
 
     def __iter__(self) -> Iterator[ShardId]:
-        return (shard.id for shard in self.plan.shards if shard.id in self)
+        return (shard for shard in self.index if shard in self)
 
     def least(self) -> ShardId | None:
         """The one of which the smallest part was trained; None when there is none."""
-        part = self.tally.steps.get
-        return min(self, key=lambda shard: part(shard, 0) / self.plan[shard].steps, default=None)
+        return min(self, key=lambda shard: self.steps.get(shard, 0) / self.index[shard].steps, default=None)
 
 
 class Assignment(msgspec.Struct, frozen=True, gc=False):
@@ -156,7 +157,7 @@ class Assignment(msgspec.Struct, frozen=True, gc=False):
 
 
 class State(Protocol):
-    """What every strategy's state has. A state is a frozen dataclass that holds all that evolves."""
+    """What every strategy's state has. A state is a frozen `msgspec.Struct` that holds all that evolves."""
 
     @property
     def parameters(self) -> Vector:

@@ -18,10 +18,12 @@ round trains less, and the next one begins where the samples say. A buffer's tas
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
+import msgspec
 import numpy as np
+from msgspec import structs
 
 from trainpool.messages import ShardId, Update
 from trainpool.strategies.outer import Outer
@@ -56,8 +58,7 @@ class Discount:
                 return 1 / max(1, staleness)
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """An update that waits for its turn."""
 
     delta: Vector
@@ -70,8 +71,7 @@ class Held:
     """Its weighted norm, where the merge keeps norms."""
 
 
-@dataclass(frozen=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """Everything that evolves."""
 
     plan: Plan
@@ -93,7 +93,7 @@ class State:
     """The weighted norms of the same."""
     turn: int = 0
     """Shards of the plan that this round is done with."""
-    held: dict[ShardId, list[Held]] = field(default_factory=dict)
+    held: dict[ShardId, list[Held]] = {}
     """Updates before their turn."""
     missing: int = 0
     """Updates until the next step."""
@@ -160,14 +160,14 @@ class Reducer:
 
     def begin(self, state: State) -> State:
         """The state before the first update of a round or a buffer. A round costs a look at every shard."""
-        state = replace(state, weight=0.0, length=0.0, turn=0)
+        state = structs.replace(state, weight=0.0, length=0.0, turn=0)
         if self.buffer:
-            return replace(state, missing=self.buffer)
+            return structs.replace(state, missing=self.buffer)
         plan, tally = state.plan, state.tally
         parts = [(part, left) for part in plan.shards if (left := tally.left(plan, part.id)) > 0]
         samples = sum(min(self.steps, left) * part.batch for part, left in parts)
         pace = samples / (self.steps * plan.budget) if self.steps else 0.0
-        return replace(state, missing=len(parts), progress=tally.progress(plan), pace=pace)
+        return structs.replace(state, missing=len(parts), progress=tally.progress(plan), pace=pace)
 
     def wanted(self, state: State) -> Collection[ShardId]:
         """Every unfinished shard; in rounds, those of them that have not answered."""
@@ -195,7 +195,7 @@ class Reducer:
         missing = state.missing - 1
         full = missing == 0 or tally.finished == len(state.plan.shards)
         ready, turn = self.ready(state, full)
-        state = replace(
+        state = structs.replace(
             state,
             turn=turn,
             missing=missing,
@@ -207,7 +207,7 @@ class Reducer:
             return self.begin(self.step(state, ready))
         add(state.total, ready)
         if shard in held:  # the delta was lent until here
-            held[shard][-1] = replace(held[shard][-1], delta=update.delta.copy())
+            held[shard][-1] = structs.replace(held[shard][-1], delta=update.delta.copy())
         return state
 
     def hold(self, update: Update) -> Held:
@@ -257,7 +257,7 @@ class Reducer:
                 self.outer.step(w[part], g, state.first[part], state.second[part], other, closes)
 
         share(w.size, step)
-        return replace(state, version=state.version + 1)
+        return structs.replace(state, version=state.version + 1)
 
     def report(self, state: State) -> dict[str, float]:
         """Rounds completed, or the last update's staleness."""

@@ -12,10 +12,12 @@ Deviations: the local optimizer's momentum or moments start anew with each task,
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
+import msgspec
 import numpy as np
+from msgspec import structs
 
 from trainpool.messages import Count, ShardId, Update
 from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
@@ -24,8 +26,7 @@ from trainpool.vector import Vector
 __all__ = ["Serial"]
 
 
-@dataclass(frozen=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """Everything that evolves."""
 
     plan: Plan
@@ -67,7 +68,7 @@ class Serial:
         """Move to where the task ended."""
         np.subtract(state.parameters, update.delta, out=state.parameters)
         state.tally.add(state.plan, shard, update.steps)
-        return replace(state, version=state.version + 1)
+        return structs.replace(state, version=state.version + 1)
 
     def report(self, state: State) -> dict[str, float]:
         """Nothing of its own."""
