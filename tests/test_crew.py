@@ -199,7 +199,7 @@ class Played(SimulatedPool):
 
     def __init__(self, spans: list[Span], now: float) -> None:
         super().__init__(Fleet(tuple(Machine(speed) for speed in (100.0, 300.0, 200.0))))
-        self.account.spans, self.time = spans, now
+        self.spans, self.time = spans, now
 
 
 def test_a_timeline_shows_the_fastest_and_the_slowest_for_as_long_as_all_is_known() -> None:

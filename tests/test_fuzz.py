@@ -26,7 +26,7 @@ def test_what_must_always_hold_holds(first: int) -> None:
 
 def uncounted(self: Coordinator, worker: str) -> None:
     """Drops what a worker held, and keeps no account of it."""
-    for lease in self.units.held.get(worker, []).copy():
+    for lease in self.units.held.get(worker, ()):
         self.drop(lease)
         self.units.drop(lease)
 

@@ -67,8 +67,7 @@ class Admission:
         fits = steps == task.steps or (task.partial and steps < task.steps)
         if not fits or report.samples != steps * task.batch:
             return f"it reports {steps} steps, {report.samples} samples; the task had {task.steps} steps"
-        trainable = layout.trainable
-        if delta.shape != (trainable,) or buffers.shape != (layout.size - trainable,):
+        if (delta.shape, buffers.shape) != layout.shapes:
             return f"shapes {delta.shape} and {buffers.shape} do not fit the model"
         if delta.dtype.kind != "f" or buffers.dtype.kind != "f":
             return f"types {delta.dtype} and {buffers.dtype} are not floating point"

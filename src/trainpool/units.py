@@ -1,8 +1,9 @@
 """Where every shard's next unit of work stands: an index of the leases, each question answered without a search."""
 
-import heapq
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf
 
 from trainpool.events import WorkerId
 from trainpool.memory import Lease, Ledger
@@ -11,8 +12,8 @@ from trainpool.strategies.protocol import ShardPlan
 
 __all__ = ["Unit", "Units"]
 
-RANKS = 2**32
-"""More than there are shards."""
+RANK = 2**32 - 1
+"""The bits of a rank."""
 
 
 @dataclass(slots=True, eq=False)
@@ -27,32 +28,31 @@ class Unit:
     """Of the shard's batch order and noise."""
     queued: int | None = None
     """The merged steps with which it went into the queue, while it is there or parked."""
-    leases: list[Lease] = field(default_factory=list)
+    leases: tuple[Lease, ...] = ()
     """Of this unit, not overdue."""
 
 
 class Units:
-    """Open units, the least trained shard's first; leases by unit, by worker and by deadline.
+    """Open units, the least trained shard's first; leases by unit and by worker.
 
     All of it follows from the leases and the ledger, so it is never saved.
     """
 
     def __init__(self, units: Iterable[Unit], leases: Mapping[int, Lease]) -> None:
-        """Where all stands. `leases` by the task's number are the coordinator's own, which it goes on to change."""
+        """Where all stands, with `leases` by the task's number."""
         self.units = {unit.part.id: unit for unit in units}
         self.ranked = sorted(self.units.values(), key=lambda unit: unit.rank)
-        self.leases = leases
         self.queue: list[int] = []
-        """A heap of the open ones' ranks below `RANKS`, and above it the part of the shard's steps that is done: one
-        number each, since comparing pairs is what would take most of the time."""
+        """A heap of the open ones' ranks, and above their 32 bits the part of the shard's steps that is done: a number
+        each, since comparing pairs is what would take most of the time."""
         self.parked: list[Unit] = []
-        """Open, but not wanted in this version."""
+        """Open, but not wanted in this version:"""
         self.version = -1
         self.live: dict[Unit, None] = {}
         """Those that have leases, the longest first."""
-        self.held: dict[WorkerId, list[Lease]] = {}
-        self.deadlines: list[tuple[float, int]] = []
-        """With the task's number; of leases that ended, until there are too many."""
+        self.held: dict[WorkerId, tuple[Lease, ...]] = {}
+        self.soonest = inf
+        """No lease that is not overdue has a deadline before this."""
         for lease in leases.values():
             unit = self.units[lease.task.shard]
             self.add(unit, lease, live=lease.task.offset == unit.ledger.samples and not lease.overdue)
@@ -64,12 +64,11 @@ class Units:
         steps, whole = unit.ledger.steps, unit.part.steps
         if steps < whole and unit.queued is None and not unit.leases:
             unit.queued = steps
-            heapq.heappush(self.queue, steps * RANKS // whole * RANKS + unit.rank)
+            heappush(self.queue, (steps << 32) // whole << 32 | unit.rank)
 
     def take(self, count: int, wanted: Collection[ShardId], version: int) -> list[Unit]:
         """At most `count` wanted open units, the least trained shard's first, no longer queued."""
-        if version != self.version:
-            self.version = version
+        if self.parked and version != self.version:
             parked, self.parked = self.parked, []
             for unit in parked:
                 unit.queued = None
@@ -77,8 +76,9 @@ class Units:
         queue = self.queue
         taken: list[Unit] = []
         while queue and len(taken) < count:
-            unit = self.ranked[heapq.heappop(queue) % RANKS]
+            unit = self.ranked[heappop(queue) & RANK]
             if unit.part.id not in wanted:
+                self.version = version
                 self.parked.append(unit)
                 continue
             steps, unit.queued = unit.queued, None
@@ -90,55 +90,58 @@ class Units:
 
     def add(self, unit: Unit, lease: Lease, *, live: bool = True) -> None:
         """A unit was leased."""
-        held, deadlines = self.held.get(lease.worker), self.deadlines
-        if held is None:
-            self.held[lease.worker] = [lease]
-        else:
-            held.append(lease)
+        self.held[lease.worker] = (*self.held.get(lease.worker, ()), lease)
         if live:
-            unit.leases.append(lease)
+            unit.leases = (*unit.leases, lease)
             self.live[unit] = None
-            heapq.heappush(deadlines, (lease.deadline, lease.task.id))
-            if len(deadlines) > 1000 + 4 * len(self.leases):
-                self.deadlines = [item for item in deadlines if item[1] in self.leases]
-                heapq.heapify(self.deadlines)
+            if lease.deadline < self.soonest:
+                self.soonest = lease.deadline
 
     def drop(self, lease: Lease) -> None:
         """A lease ended without an update: its unit is open again, unless another lease of it lives."""
-        self.held[lease.worker].remove(lease)
+        self.held[lease.worker] = without(self.held[lease.worker], lease)
         self.retire(lease)
 
     def merge(self, unit: Unit, lease: Lease) -> None:
         """A unit is done: its shard's next one opens, and no other lease of the old one holds it."""
-        self.held[lease.worker].remove(lease)
+        self.held[lease.worker] = without(self.held[lease.worker], lease)
         if unit.leases:
-            unit.leases.clear()
+            unit.leases = ()
             del self.live[unit]
         self.open(unit)
 
-    def forget(self, worker: WorkerId) -> list[Lease]:
+    def forget(self, worker: WorkerId) -> tuple[Lease, ...]:
         """A worker holds nothing any more: its leases ended without an update."""
-        held = self.held.pop(worker, [])
+        held = self.held.pop(worker, ())
         for lease in held:
             self.retire(lease)
         return held
 
-    def retire(self, lease: Lease) -> bool:
-        """Let a lease no longer keep its unit from others; whether it did."""
+    def retire(self, lease: Lease) -> None:
+        """Let a lease no longer keep its unit from others, if it does."""
         unit = self.units[lease.task.shard]
-        if lease not in unit.leases:
-            return False
-        unit.leases.remove(lease)
-        if not unit.leases:
-            del self.live[unit]
-            self.open(unit)
-        return True
+        if lease in unit.leases:
+            unit.leases = without(unit.leases, lease)
+            if not unit.leases:
+                del self.live[unit]
+                self.open(unit)
 
     def expire(self, now: float) -> list[Lease]:
-        """The leases that became overdue, whose units are open now."""
-        deadlines, found = self.deadlines, []
-        while deadlines and deadlines[0][0] < now:
-            lease = self.leases.get(heapq.heappop(deadlines)[1])
-            if lease is not None and self.retire(lease):
-                found.append(lease)
-        return found
+        """The leases that became overdue, whose units are open now: a look at all of them, when there may be one.
+
+        A heap of deadlines would ask more of every lease, and nearly all end long before theirs.
+        """
+        if now <= self.soonest:
+            return []
+        leases = [lease for unit in self.live for lease in unit.leases]
+        overdue = [lease for lease in leases if lease.deadline < now]
+        overdue.sort(key=lambda lease: (lease.deadline, lease.task.id))
+        for lease in overdue:
+            self.retire(lease)
+        self.soonest = min((lease.deadline for lease in leases if lease.deadline >= now), default=inf)
+        return overdue
+
+
+def without(leases: tuple[Lease, ...], lease: Lease) -> tuple[Lease, ...]:
+    """All but one."""
+    return () if len(leases) == 1 else tuple(other for other in leases if other is not lease)

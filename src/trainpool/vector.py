@@ -78,6 +78,11 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
         """Elements of the leading part that holds the parameters."""
         return sum(spec.size for spec in self.tensors if spec.role == "parameter")
 
+    @cached_property
+    def shapes(self) -> tuple[tuple[int], tuple[int]]:
+        """The shapes of the two parts: parameters, buffers."""
+        return (self.trainable,), (self.size - self.trainable,)
+
     def views(self, vector: Vector) -> dict[str, Vector]:
         """Named views of a flat vector, in the tensors' shapes; they share its memory.
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 __all__ = ["Agenda", "Entry"]
 
-Entry: TypeAlias = tuple[float, int, int, int, Any]
+Entry: TypeAlias = tuple[float, int, int, Any, Any]
 """When (seconds), a number that no other entry has, and what."""
 
 CROWDED, SPARSE = 2048, 4

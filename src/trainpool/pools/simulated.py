@@ -23,16 +23,17 @@ from typing import Any, Literal
 import numpy as np
 
 from trainpool.errors import ConfigError, RunError
-from trainpool.events import Asked, Failed, Joined, Left, Returned, Send, Tick
+from trainpool.events import Asked, Failed, Joined, Left, Returned, Send, Tick, WorkerId
 from trainpool.kernels.protocol import Arrays, Kernel
 from trainpool.messages import Report, ShardId, Task
 from trainpool.pools.agenda import Agenda
 from trainpool.pools.availability import Availability, Pieces
 from trainpool.pools.engine import Inline, Processes, Trainer, Work
 from trainpool.pools.fleet import Fleet, Machine
+from trainpool.pools.host import Host, usage
 from trainpool.pools.local import cores
 from trainpool.pools.protocol import Arrival, Conditions, Job, Message
-from trainpool.pools.usage import Account, Span, Usage
+from trainpool.pools.usage import Kind, Span, Usage
 from trainpool.vector import Vector
 
 __all__ = ["SimulatedPool"]
@@ -96,35 +97,29 @@ class SimulatedPool:
         self.room = spans if fidelity == "real" else 0
         self.inline = None if kernel is None or shards is None else Inline(kernel, shards, test)
         self.names = self.fleet.names or tuple(f"w{i}" for i in range(n))
-        self.index = {name: i for i, name in enumerate(self.names)}
-        self.asking = [Arrival(Asked(name)) for name in self.names]
         self.trainer: Trainer | None = None
         self.opened = False
         self.reset()
 
     def reset(self) -> None:
         """The beginning: nobody is there."""
-        n, fleet = self.workers, self.fleet
+        fleet = self.fleet
         self.time = 0.0
         self.agenda = Agenda()
         """When, a number for order, what, which machine, and the arguments of `answer`."""
         self.entries = itertools.count()
-        self.account = Account(n, self.room)
+        self.hosts: dict[WorkerId, Host] = {}
         availability = Availability(fleet)
-        self.sessions = [availability.sessions(i) for i in range(n)]
-        self.stay = [next(stays, None) for stays in self.sessions]
-        """Each machine's next stay."""
-        self.speeds = [Pieces(availability.pieces(i)) for i in range(n)]
-        self.luck = [availability.luck(i) for i in range(n)] if fleet.lost + fleet.duplicated else None
-        self.leaves = [math.inf] * n
-        """When each machine that is there departs."""
-        self.silent = [False] * n
-        """Whether it then crashes."""
-        self.staying = [False] * n
-        """Whether it says goodbye only after the answer that it is about to send."""
-        self.held = [False] * n
-        """Whether the coordinator, for all it knows, is owed an answer."""
-        self.out = 0  # how many answers it is owed
+        for i, (name, machine) in enumerate(zip(self.names, fleet.machines, strict=True)):
+            sessions, speed = availability.sessions(i), Pieces(availability.pieces(i))
+            luck = availability.luck(i) if fleet.lost + fleet.duplicated else None
+            asks = Arrival(Asked(name))
+            self.hosts[name] = Host(i, name, asks, machine, speed, sessions, luck, next(sessions, None))
+        self.spans: list[Span] = []
+        """What the machines did, for a plot: the first spans, in the order in which they were foreseen."""
+        self.up = self.down = 0  # bytes
+        self.out = 0
+        """Answers that the coordinator is owed, for all it knows."""
         self.ticking = False
         self.barren = 0
         """Things that happened in a row while nobody had a task."""
@@ -155,13 +150,13 @@ class SimulatedPool:
             self.trainer = Trainer(Processes(job, count, self.device), testable=job.test is not None)
         else:
             raise ConfigError("fidelity='real' needs a kernel and shards, or a job as `train` makes it")
-        for i, stay in enumerate(self.stay):
-            if stay is not None:
-                self.plan(stay.start, JOIN, i)
+        for host in self.hosts.values():
+            if host.stay is not None:
+                self.plan(host.stay.start, JOIN, host)
 
-    def plan(self, when: float, kind: int, machine: int, payload: Any = None) -> None:
+    def plan(self, when: float, kind: int, host: Host | None, payload: Any = None) -> None:
         """Put something on the agenda."""
-        self.agenda.push((when, next(self.entries), kind, machine, payload))
+        self.agenda.push((when, next(self.entries), kind, host, payload))
 
     def poll(self, timeout: float) -> list[Message]:
         """The next thing on the agenda; the clock jumps there. Waits only for results; see `Pool.poll`."""
@@ -197,122 +192,138 @@ class SimulatedPool:
         agenda = self.agenda
         if agenda.count == self.ticking or self.barren > PATIENCE:
             self.check()
-        self.time, _, kind, i, payload = agenda.pop()
+        self.time, _, kind, host, payload = agenda.pop()
         if kind == ANSWER:
-            return self.answer(i, *payload)
+            return self.answer(host, *payload)
         self.barren += self.out == 0 or agenda.count == 0
         if kind == TICK:
             self.ticking = self.out > 0
             if not self.ticking:
                 return []
-            self.plan(self.time + self.tick, TICK, -1)
+            self.plan(self.time + self.tick, TICK, None)
             return [Arrival(Tick())]
-        return self.join(i) if kind == JOIN else self.depart(i)
+        return self.join(host) if kind == JOIN else self.depart(host)
 
     def check(self) -> None:
         """Raise RunError where nothing will ever happen again."""
         stuck = self.barren > PATIENCE + 100 * self.workers
         if self.agenda.count == self.ticking:
             # Only ticks are left: they may still hand a unit that is overdue to a worker that waits.
-            stuck = stuck or self.out == 0 or self.account.resting == 0
+            stuck = stuck or self.out == 0 or all(host.since is None for host in self.hosts.values())
         if stuck:
-            there = self.workers - self.account.arrived.count(None)
+            there = sum(host.arrived is not None for host in self.hosts.values())
             raise RunError(
                 f"nothing can happen any more after {self.time:g} virtual seconds: {there} of {self.workers} "
                 f"machines are there, {self.out} tasks unanswered; let machines of the fleet stay or come back"
             )
 
-    def join(self, i: int) -> list[Message]:
+    def join(self, host: Host) -> list[Message]:
         """A machine arrives."""
-        stay = self.stay[i]
+        stay = host.stay
         assert stay is not None
-        self.stay[i] = next(self.sessions[i], None)
-        self.leaves[i], self.silent[i] = stay.end, stay.crash
+        host.stay = next(host.sessions, None)
+        host.leaves, host.silent = stay.end, stay.crash
         if stay.end < math.inf:
-            self.plan(stay.end, DEPART, i)
-        self.account.arrived[i] = self.time
-        self.account.rest(i, self.time)
-        self.release(i)
-        return [Arrival(Joined(self.names[i])), self.asking[i]]
+            self.plan(stay.end, DEPART, host)
+        host.arrived = host.since = self.time
+        self.release(host)
+        return [Arrival(Joined(host.name)), host.asks]
 
-    def depart(self, i: int) -> list[Message]:
+    def depart(self, host: Host) -> list[Message]:
         """A machine goes, or stops working while its last answer is on the way."""
-        stay = self.stay[i]
+        stay = host.stay
         if stay is not None:
-            self.plan(stay.start, JOIN, i)
-        self.account.leave(i, self.time)
-        self.account.note(i, self.time, math.inf if stay is None else stay.start, "away")
-        if self.silent[i] or self.staying[i]:
+            self.plan(stay.start, JOIN, host)
+        host.leave(self.time)
+        self.note(host, self.time, math.inf if stay is None else stay.start, "away")
+        if host.silent or host.staying:
             return []
-        self.release(i)
-        return [Arrival(Left(self.names[i]))]
+        self.release(host)
+        return [Arrival(Left(host.name))]
 
-    def release(self, i: int) -> None:
+    def release(self, host: Host) -> None:
         """The coordinator expects no answer of this worker any more."""
-        if self.held[i]:
-            self.held[i] = False
+        if host.held:
+            host.held = False
             self.out -= 1
+
+    def note(self, host: Host, start: float, end: float, kind: Kind) -> None:
+        """Keep a span, while there is room."""
+        if start < end and len(self.spans) < self.room:
+            self.spans.append(Span(host.number, start, end, kind))
 
     def send(self, command: Send) -> None:
         """Begin a task, and find out what will become of it; see `Pool.send`."""
-        i = self.index[command.worker]
-        task = command.task
+        now, host, task = self.time, self.hosts[command.worker], command.task
         self.barren = 0
-        if not self.held[i]:
-            self.held[i] = True
+        if not host.held:
+            host.held = True
             self.out += 1
         if not self.ticking:
             self.ticking = True
-            self.plan(self.time + self.tick, TICK, -1)
-        account = self.account
-        if account.arrived[i] is None:
+            self.plan(now + self.tick, TICK, None)
+        if host.arrived is None:
             return  # it crashed, and the coordinator does not know
-        account.rouse(i, self.time)
-        machine = self.fleet.machines[i]
+        host.rouse(now)
+        machine = host.machine
         up = self.size or command.parameters.nbytes + command.buffers.nbytes
         down = up if command.anchor is None else up + (self.size or command.anchor.nbytes)
-        account.down += down
-        begin = self.time + machine.latency + 8 * down / machine.down
+        self.down += down
+        begin = now + machine.latency + 8 * down / machine.down
         sending = machine.latency + 8 * up / machine.up
         steps, samples = task.steps, task.steps * task.batch
-        end = stop = self.speeds[i].finish(begin, samples)
-        arrival, leaves, computed = end + sending, self.leaves[i], float(samples)
+        end = stop = host.speed.finish(begin, samples)
+        arrival, leaves, computed = end + sending, host.leaves, float(samples)
         if arrival >= leaves:
             if end > leaves:
-                stop, computed = leaves, self.speeds[i].done(begin, leaves)
-            steps, end, arrival = self.cut(i, task, begin, end, computed, sending)
-        account.begin(i, self.time, begin, stop, arrival if steps else min(arrival, leaves), computed)
+                stop, computed = leaves, host.speed.done(begin, leaves)
+            steps, end, arrival = self.cut(host, task, begin, end, computed, sending)
+        if begin < stop:
+            host.doing = (begin, stop, computed)
+        if self.room:
+            sent = arrival if steps else min(arrival, leaves)
+            self.note(host, now, min(begin, sent), "download")
+            self.note(host, begin, stop, "compute")
+            self.note(host, max(begin, stop), sent, "upload")
         if not steps:
             return
-        self.staying[i] = arrival >= leaves
+        host.staying = arrival >= leaves
         copies = 1
-        if self.luck is not None:
-            luck, lost = next(self.luck[i]), self.fleet.lost
+        if host.luck is not None:
+            luck, lost = next(host.luck), self.fleet.lost
             copies = 0 if luck < lost else 2 if luck < lost + self.fleet.duplicated else 1
         work = self.trainer.train(command, steps, arrival) if self.trainer is not None and copies else None
         payload = (task, steps, end - begin, copies, up, command.parameters.size, work)
-        self.agenda.push((arrival, next(self.entries), ANSWER, i, payload))
+        self.agenda.push((arrival, next(self.entries), ANSWER, host, payload))
 
     def cut(
-        self, i: int, task: Task, begin: float, end: float, computed: float, sending: float
+        self, host: Host, task: Task, begin: float, end: float, computed: float, sending: float
     ) -> tuple[int, float, float]:
         """A departure falls into a task: the steps that arrive all the same, when they are computed and when there."""
-        leaves, stay, steps, arrival = self.leaves[i], self.stay[i], task.steps, end + sending
+        leaves, stay, steps, arrival = host.leaves, host.stay, task.steps, end + sending
         if end > leaves:
             # The tolerance is for a step that ends just then.
             steps = min(steps - 1, int(computed / task.batch + 1e-9)) if task.partial else 0
-            end, arrival = self.speeds[i].finish(begin, steps * task.batch), leaves + sending
-        gone = self.silent[i] or (stay is not None and arrival >= stay.start)
+            end, arrival = host.speed.finish(begin, steps * task.batch), leaves + sending
+        gone = host.silent or (stay is not None and arrival >= stay.start)
         return 0 if gone else steps, end, arrival
 
     def answer(
-        self, i: int, task: Task, steps: int, seconds: float, copies: int, up: int, trainable: int, work: Work | None
+        self,
+        host: Host,
+        task: Task,
+        steps: int,
+        seconds: float,
+        copies: int,
+        up: int,
+        trainable: int,
+        work: Work | None,
     ) -> list[Message]:
         """A task's end: its answer, unless that is lost, and what the worker says next."""
-        self.account.settle(i)
-        self.account.up += up * (copies or 1)
-        self.release(i)
-        name = self.names[i]
+        host.settle()
+        self.up += up * (copies or 1)
+        self.release(host)
+        name = host.name
         messages: list[Message] = []
         if work is not None and work.failure:
             messages = [Arrival(Failed(name, task.id, work.failure))] * copies
@@ -324,12 +335,12 @@ class SimulatedPool:
                 loss, delta, buffers = work.report.loss, work.out[:trainable], work.out[trainable:]
             report = Report(task=task.id, steps=steps, samples=steps * task.batch, loss=loss, seconds=seconds)
             messages = [Arrival(Returned(name, report), delta, buffers)] * copies
-        if self.staying[i]:
-            self.staying[i] = False
+        if host.staying:
+            host.staying = False
             messages.append(Arrival(Left(name)))
         else:
-            self.account.rest(i, self.time)
-            messages.append(self.asking[i])
+            host.since = self.time
+            messages.append(host.asks)
         return messages
 
     def restart(self, worker: str) -> None:
@@ -350,11 +361,6 @@ class SimulatedPool:
         """The virtual time in seconds."""
         return self.time
 
-    @property
-    def spans(self) -> list[Span]:
-        """What the machines did, for a plot: the first spans, in the order in which they were foreseen."""
-        return self.account.spans
-
     def usage(self) -> Usage:
         """What the machines did so far, in numbers."""
-        return self.account.usage(self.time)
+        return usage([*self.hosts.values()], self.time, self.up, self.down)
