@@ -75,7 +75,6 @@ class Case:
             "speculate": dice.random() < 0.7,
             "limit": dice.choice([None, None, 0 if workers < 20 else 50, 1, 10]),
         }
-        self.tick = dice.choice([0.5, 5.0])
         self.order = dice.randint(0, 9)
 
     def method(self) -> tuple[AnyStrategy, str]:
@@ -143,13 +142,13 @@ class Case:
         coordinator = self.coordinator()
         if self.kernel:
             shards = self.kernel.data.__getitem__
-            pool = SimulatedPool(self.fleet, kernel=self.kernel, shards=shards, tick=self.tick, size=1000)
+            pool = SimulatedPool(self.fleet, kernel=self.kernel, shards=shards, size=1000)
         else:
-            pool = SimulatedPool(self.fleet, fidelity="timing", tick=self.tick, size=1000)
+            pool = SimulatedPool(self.fleet, fidelity="timing", size=1000)
         pool.open()
         watch = Watch(self.plan)
         for number in range(EVENTS):
-            for arrival in pool.poll(1.0):
+            for arrival in pool.poll(1.0, coordinator.alarm):
                 assert isinstance(arrival, Arrival)
                 assert pool.now() >= watch.now, "time went back"
                 watch.now = pool.now()

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Iterator
 from math import inf, nan
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-
 import msgspec
 import numpy as np
 import pytest

@@ -104,10 +104,10 @@ def test_a_worker_that_hangs_is_replaced(
                 self.processes[command.worker].child.send_signal(signal.SIGSTOP)
             self.sent += 1
 
-    # The run's coordinator waits half a second, and looks ten times a second.
+    # The run's coordinator waits half a second, and the run looks ten times a second.
     hasty = partial(Coordinator, pace=Pace(first=0.5, grace=0.5))
     monkeypatch.setattr(training, "Coordinator", hasty)
-    monkeypatch.setattr(drive, "TICK_SECONDS", 0.1)
+    monkeypatch.setattr(drive, "LOOK_SECONDS", 0.1)
     pool = Hypnotic({3})
     pool.workers = 1  # nobody else takes its place
     method = tp.Downpour(steps=5)
@@ -286,12 +286,12 @@ def test_ctrl_c_waits_for_the_tasks_that_were_sent_alone(
     pool = in_process(experiment, cache, speeds=[1.0, 0.1])
     polled, polls = pool.poll, 0
 
-    def poll(timeout: float) -> list[Message]:
+    def poll(timeout: float, alarm: float) -> list[Message]:
         """Ctrl+C just before the slower worker completes the round: the idle one is then leased a task of the next."""
         nonlocal polls
         polls += 1
         assert polls < 100, "the run waits for a task that was never sent"
-        messages = polled(timeout)
+        messages = polled(timeout, alarm)
         for message in messages:
             if isinstance(message, Arrival) and isinstance(message.event, Returned) and message.event.worker == "w1":
                 signal.raise_signal(signal.SIGINT)

@@ -156,8 +156,9 @@ def test_an_idle_worker_copies_what_another_is_late_with() -> None:
     first, second = (send(coordinator, worker, now) for worker in "ab")
     reply(coordinator, first, now + 8, 8.0)
     assert coordinator.handle(Asked("a"), now + 8) == [Wait("a")]
-    assert coordinator.handle(Tick(), now + 16) == []
-    (copy,) = coordinator.handle(Tick(), now + 16.1)
+    assert coordinator.alarm == now + 16
+    assert coordinator.handle(Tick(), now + 15.9) == []
+    (copy,) = coordinator.handle(Tick(), now + 16)
     assert isinstance(copy, Send)
     assert (copy.task.shard, copy.task.offset, copy.task.steps) == (second.task.shard, second.task.offset, 8)
     assert coordinator.memory.copies == 1

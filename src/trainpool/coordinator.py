@@ -56,6 +56,8 @@ COPIED = 64
 """Units still out, at most, when idle workers begin to look for one to copy: the last of a round."""
 COPIERS = 8
 """Idle workers, the longest idle first, that look at a time."""
+ASKS = 1.0
+"""Seconds that a unit is left for the worker that has just answered, when others wait for one."""
 
 
 class Coordinator:
@@ -93,6 +95,8 @@ class Coordinator:
         seeds = rng.derive_each(seed, [number_of(shard.id) for shard in plan.shards])
         self.seeds = {shard.id: each for shard, each in zip(plan.shards, seeds, strict=True)}
         self.units = self.index()
+        self.alarm = math.inf
+        """When there may be something to do even if nothing happens before: a `Tick` then is soon enough."""
 
     def enter(self, state: Any) -> None:
         """Take the strategy's next state."""
@@ -119,7 +123,7 @@ class Coordinator:
             self.heard(worker)
             memory.idle.pop(worker, None)
             commands = self.answer(worker, event.report, delta, buffers, now)
-            return commands + self.offer(now) if memory.idle or self.complete else commands
+            return commands + self.offer(now, worker) if memory.idle or self.complete else commands
         if type(event) is Asked:
             worker = event.worker
             if self.units.held.get(worker):
@@ -208,6 +212,9 @@ class Coordinator:
         if reason is not None:
             self.units.drop(lease)
             entry.rejected += 1
+            if reason is SUPERSEDED and math.isfinite(report.seconds) and memory.pace.step_seconds(worker) is None:
+                # Who is overtaken before its speed is known would be so again and again. How late it was says nothing.
+                memory.pace.record(worker, report.seconds, steps)
             return [Rejected(worker, task.id, reason), *stopping]
         memory.pace.record(worker, report.seconds, steps, now - lease.since)
         rate = task.recipe.rate(task.progress)
@@ -261,8 +268,12 @@ class Coordinator:
         self.memory.done = True
         return [Stopped(f"{self.memory.misses} answers in a row were unusable; the last one because {reason}")]
 
-    def offer(self, now: float) -> list[Command]:
-        """Give idle workers the open units; finish when there is none and none will come."""
+    def offer(self, now: float, asking: WorkerId | None = None) -> list[Command]:
+        """Give idle workers the open units; finish when there is none and none will come.
+
+        `asking` has just answered and is about to ask: what suits it better than those who wait is left to it.
+        """
+        self.alarm = math.inf
         memory = self.memory
         if memory.done:
             return []
@@ -274,22 +285,36 @@ class Coordinator:
             memory.ledger[lease.task.shard].overdue += 1
             self.silence(lease.worker)
         if not memory.idle:
+            self.alarm = self.units.soonest
             return []
-        units = self.units.take(len(memory.idle), self.wanted, self.state.version)
-        workers = [*memory.idle] if len(memory.idle) == 1 else self.chosen(units)
+        workers = [*memory.idle]
+        if asking is not None:
+            workers.append(asking)
+        units = self.units.take(len(workers), self.wanted, self.state.version)
+        if len(workers) > 1:
+            workers = self.chosen(units, workers, math.inf if asking is None else self.slowness(asking))
         commands: list[Command] = []
         for place, unit in enumerate(units):
-            commands.append(self.lease(workers[place], unit, now))
-        if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
-            commands += self.speculate(now)
+            if workers[place] == asking:
+                self.units.open(unit)
+                self.alarm = now + ASKS
+            else:
+                commands.append(self.lease(workers[place], unit, now))
+        self.alarm = min(self.alarm, self.units.soonest)
+        while memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
+            copies = self.speculate(now)
+            if not copies:
+                break
+            commands += copies
         return commands
 
-    def chosen(self, units: list[Unit]) -> list[WorkerId]:
-        """An idle worker for each unit, and perhaps one more."""
+    def chosen(self, units: list[Unit], workers: list[WorkerId], unknown: float) -> list[WorkerId]:
+        """A worker for each unit, and perhaps one more. `unknown` are the seconds a step of one whose speed is."""
         # The fastest first: the least trained shards go to those who train them furthest.
         # Of very many idle ones, those who wait longest: a look at all, for one shard, would cost too much.
-        longest = islice(self.memory.idle, 64 + 4 * len(units))
-        workers = heapq.nsmallest(len(units) + 1, longest, key=self.slowness) if units else []
+        longest = workers[: 64 + 4 * len(units)]
+        slowness = {worker: self.slowness(worker, unknown) for worker in longest} if units else {}
+        workers = heapq.nsmallest(len(units) + 1, slowness, key=slowness.__getitem__)
         # Whose answer is doubted does not get the same task again.
         doubts = self.memory.admission.doubts
         for place, unit in enumerate(units if doubts else ()):
@@ -298,10 +323,10 @@ class Coordinator:
                 workers[place], workers[place + 1] = workers[place + 1], workers[place]
         return workers
 
-    def slowness(self, worker: WorkerId) -> float:
-        """Seconds a step; endless where it is unknown."""
+    def slowness(self, worker: WorkerId, unknown: float = math.inf) -> float:
+        """Seconds a step."""
         seconds = self.memory.pace.step_seconds(worker)
-        return math.inf if seconds is None else seconds
+        return unknown if seconds is None else seconds
 
     def speculate(self, now: float) -> list[Command]:
         """Let idle workers copy units that others are late with, or that they would have done much sooner.
@@ -317,8 +342,10 @@ class Coordinator:
                 lease = unit.leases[0]
                 others = pace.expected(lease.worker, lease.task.steps)
                 if others is not None:
-                    late = now > lease.since + 2 * others
-                    until = math.inf if late else lease.since + others
+                    late = lease.since + 2 * others
+                    if now < late:
+                        self.alarm = min(self.alarm, late)
+                    until = math.inf if now >= late else lease.since + others
                     if until > now:  # otherwise it should be here in a moment
                         found.append((lease.task.id, until, unit))
         found.sort()
@@ -412,6 +439,7 @@ class Coordinator:
         self.enter(wire.unpack(type(self.state), tree["strategy"], tensors))
         self.memory = wire.unpack(Memory, tree["memory"], tensors)
         self.units = self.index()
+        self.alarm = -math.inf
 
 
 def number_of(shard: ShardId) -> int:

@@ -1,5 +1,6 @@
 """The loop between a coordinator and a pool: journal each event, handle it, carry out the commands."""
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from trainpool.vector import Vector
 __all__ = ["Drive", "Moment", "Observer"]
 
 SNAPSHOT_SECONDS = 30.0
-TICK_SECONDS = 5.0
+LOOK_SECONDS = 5.0
 DRAIN_SECONDS = 60.0
 
 
@@ -100,20 +101,21 @@ class Drive:
 
     def run(self) -> None:
         """Train. Afterwards one of `finished`, `stopped` and `interrupted` says how it ended."""
-        saved = ticked = refreshed = time.monotonic()
+        saved = looked = refreshed = time.monotonic()
         drained: float | None = None
         self.mark = self.coordinator.samples + self.evaluate_every
         try:
             while not (self.finished or self.stopped):
-                for message in self.pool.poll(0.25):
+                for message in self.pool.poll(0.25, self.alarm()):
                     if isinstance(message, Evaluated):
                         self.measured(message)
                     elif not (self.interrupted and isinstance(message.event, Asked)):
                         self.handle(message)
-                clock = time.monotonic()
-                if clock - ticked > TICK_SECONDS and not self.pool.virtual:
-                    ticked = clock
+                if not self.pool.virtual and self.now() >= self.coordinator.alarm:
                     self.handle(Arrival(Tick()))
+                clock = time.monotonic()
+                if clock - looked > LOOK_SECONDS:
+                    looked = clock
                     self.restart_silent()
                 if clock - saved > SNAPSHOT_SECONDS:
                     saved = clock
@@ -132,6 +134,16 @@ class Drive:
                 self.evaluate_last()
         finally:
             self.observer.refresh(self)
+
+    def alarm(self) -> float:
+        """When the coordinator wants to be woken, on the pool's clock."""
+        if self.origin is None:
+            return math.inf
+        alarm = self.coordinator.alarm
+        when = alarm - self.elapsed + self.origin
+        while self.elapsed + when - self.origin < alarm:  # rounding must not wake it too early
+            when = math.nextafter(when, math.inf)
+        return when
 
     def restart_silent(self) -> None:
         """Restart workers that have taken twice the time after which an answer is overdue."""

@@ -14,7 +14,7 @@ import msgspec
 
 from trainpool.errors import ConfigError, RunError
 from trainpool.events import Returned, Send
-from trainpool.messages import Recipe
+from trainpool.messages import Recipe, ShardId, Task
 from trainpool.pools.fleet import Fleet
 from trainpool.pools.protocol import Conditions, Evaluated, Job, Message
 from trainpool.pools.simulated import SimulatedPool
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Bench", "Outcome", "Point", "Timeline", "Trial", "Watch", "Work", "run"]
 
 Watch: TypeAlias = Callable[[float, int, float | None], None]
-"""Told about a training under way: virtual seconds, samples computed, and the accuracy of a new evaluation."""
+"""Told about a training under way: virtual seconds, samples trained, and the accuracy of a new evaluation."""
 
 TRACKS = 6
 """Workers whose time is kept: the fastest, the slowest, and others evenly between."""
@@ -190,7 +190,11 @@ class Bench:
     def __init__(self, fleet: Fleet, *, inline: int | None = None, watch: Watch | None = None) -> None:
         """With `inline` this process trains, on the processor or on the GPU of that number; else one a core does."""
         self.pool = SimulatedPool(fleet)
-        self.inline, self.watch, self.workers, self.samples = inline, watch, len(fleet), 0
+        self.inline, self.watch, self.workers = inline, watch, len(fleet)
+        self.tasks: dict[int, Task] = {}
+        """Those under way."""
+        self.reached: dict[ShardId, int] = {}
+        """How far each shard is trained, in samples."""
 
     def conditions(self, batch: int) -> Conditions:
         """See `Pool.conditions`."""
@@ -208,20 +212,25 @@ class Bench:
             self.pool = SimulatedPool(self.pool.fleet, kernel=kernel, shards=shards, test=test)
         self.pool.open(job)
 
-    def poll(self, timeout: float) -> list[Message]:
+    def poll(self, timeout: float, alarm: float = math.inf) -> list[Message]:
         """Pass on what happened, and tell of it; see `Pool.poll`."""
-        messages = self.pool.poll(timeout)
+        messages = self.pool.poll(timeout, alarm)
         for message in messages if self.watch else ():
             assert self.watch is not None
             if isinstance(message, Evaluated):
-                self.watch(self.pool.now(), self.samples, message.result.accuracy)
+                self.watch(self.pool.now(), sum(self.reached.values()), message.result.accuracy)
             elif isinstance(message.event, Returned):
-                self.samples += message.event.report.samples
-                self.watch(self.pool.now(), self.samples, None)
+                report = message.event.report
+                task = self.tasks.pop(report.task, None)
+                if task is not None:  # a copy of a task reaches no further than the first
+                    reached = max(self.reached.get(task.shard, 0), task.offset + report.samples)
+                    self.reached[task.shard] = reached
+                self.watch(self.pool.now(), sum(self.reached.values()), None)
         return messages
 
     def send(self, command: Send) -> None:
         """See `Pool.send`."""
+        self.tasks[command.task.id] = command.task
         self.pool.send(command)
 
     def restart(self, worker: str) -> None:

@@ -52,7 +52,7 @@ class Units:
         """Those that have leases, the longest first."""
         self.held: dict[WorkerId, tuple[Lease, ...]] = {}
         self.soonest = inf
-        """No lease that is not overdue has a deadline before this."""
+        """No lease is overdue before this."""
         for lease in leases.values():
             unit = self.units[lease.task.shard]
             self.add(unit, lease, live=lease.task.offset == unit.ledger.samples and not lease.overdue)
@@ -131,14 +131,14 @@ class Units:
 
         A heap of deadlines would ask more of every lease, and nearly all end long before theirs.
         """
-        if now <= self.soonest:
+        if now < self.soonest:
             return []
         leases = [lease for unit in self.live for lease in unit.leases]
-        overdue = [lease for lease in leases if lease.deadline < now]
+        overdue = [lease for lease in leases if lease.deadline <= now]
         overdue.sort(key=lambda lease: (lease.deadline, lease.task.id))
         for lease in overdue:
             self.retire(lease)
-        self.soonest = min((lease.deadline for lease in leases if lease.deadline >= now), default=inf)
+        self.soonest = min((lease.deadline for lease in leases if lease.deadline > now), default=inf)
         return overdue
 
 

@@ -5,6 +5,7 @@ guard). A worker that dies is noticed by the end of its output, reported as `Lef
 evaluates models, so that evaluation never stalls a worker or a merge; it is replaced too, and does its evaluation anew.
 """
 
+import math
 import os
 import queue
 import shutil
@@ -216,7 +217,7 @@ class LocalPool:
         )
         return Process(name, self.job, setup, self.inbox)
 
-    def poll(self, timeout: float) -> list[Message]:
+    def poll(self, timeout: float, alarm: float = math.inf) -> list[Message]:
         """What happened; see `Pool.poll`."""
         messages: list[Message] = []
         limit = EVALUATION_GRACE + EVALUATION_SPREAD * self.longest

@@ -1,5 +1,6 @@
 """What a pool is: it carries the coordinator's commands to workers, and their events back."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -79,8 +80,11 @@ class Pool(Protocol):
     def open(self, job: Job) -> None:
         """Start the workers. Raises RunError where that is impossible."""
 
-    def poll(self, timeout: float) -> list[Message]:
-        """What happened; waits at most `timeout` seconds for something."""
+    def poll(self, timeout: float, alarm: float = math.inf) -> list[Message]:
+        """What happened; waits at most `timeout` seconds for something.
+
+        Virtual time goes no further than `alarm`: if nothing happens before, a `Tick` does then.
+        """
 
     def send(self, command: Send) -> None:
         """Give a worker its task; the arrays are copied before this returns."""

@@ -18,7 +18,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from trainpool.vector import Vector
 
 __all__ = ["SimulatedPool"]
 
-JOIN, DEPART, ANSWER, TICK = range(4)
+JOIN, DEPART, ANSWER = range(3)
 EMPTY: Vector = np.empty(0, np.float32)
 PATIENCE = 1_000_000
 """Things that may happen in a row, and a hundred for each machine, while no worker has or gets a task."""
@@ -57,7 +57,6 @@ class SimulatedPool:
         processes: int = 0,
         device: str = "auto",
         size: int = 0,
-        tick: float = 5.0,
         spans: int = 100_000,
         kernel: Kernel | None = None,
         shards: Callable[[ShardId], Arrays] | None = None,
@@ -71,7 +70,6 @@ class SimulatedPool:
             processes: that train; 0 means one a core. On CPUs their number changes no bit.
             device: where they do: PyTorch's name of it, or `auto`, which shares out the GPUs where there are some.
             size: bytes that a model counts as; 0 means its own, of which `timing` has none.
-            tick: virtual seconds between the coordinator's looks at deadlines while tasks are out.
             spans: how many spans to keep for a plot, from the start on; `timing` keeps none.
             kernel: trains in this process instead of in others, when an answer is due.
             shards: finds the kernel's data.
@@ -85,14 +83,12 @@ class SimulatedPool:
             raise ConfigError(f"fidelity is 'real' or 'timing', not {fidelity!r}")
         if processes < 0 or size < 0 or spans < 0:
             raise ConfigError(f"processes ({processes}), size ({size}) and spans ({spans}) must not be negative")
-        if not 0 < tick < math.inf:
-            raise ConfigError(f"tick must be above 0 seconds, not {tick:g}")
         if (kernel is None) != (shards is None):
             raise ConfigError("a kernel needs shards, a function from a shard's name to its arrays; give both or none")
         if fidelity == "timing" and kernel is not None:
             raise ConfigError("fidelity='timing' trains nothing: leave out the kernel")
         self.workers = n = len(self.fleet)
-        self.fidelity, self.size, self.tick = fidelity, size, tick
+        self.fidelity, self.size = fidelity, size
         self.processes, self.device = processes, device
         self.room = spans if fidelity == "real" else 0
         self.inline = None if kernel is None or shards is None else Inline(kernel, shards, test)
@@ -120,7 +116,6 @@ class SimulatedPool:
         self.up = self.down = 0  # bytes
         self.out = 0
         """Answers that the coordinator is owed, for all it knows."""
-        self.ticking = False
         self.barren = 0
         """Things that happened in a row while nobody had a task."""
 
@@ -154,62 +149,68 @@ class SimulatedPool:
             if host.stay is not None:
                 self.plan(host.stay.start, JOIN, host)
 
-    def plan(self, when: float, kind: int, host: Host | None, payload: Any = None) -> None:
+    def plan(self, when: float, kind: int, host: Host) -> None:
         """Put something on the agenda."""
-        self.agenda.push((when, next(self.entries), kind, host, payload))
+        self.agenda.push((when, next(self.entries), kind, host, None))
 
-    def poll(self, timeout: float) -> list[Message]:
+    def poll(self, timeout: float, alarm: float = math.inf) -> list[Message]:
         """The next thing on the agenda; the clock jumps there. Waits only for results; see `Pool.poll`."""
         trainer = self.trainer
         if trainer is None:
-            return self.step()
+            return self.step(alarm)
         deadline: float | None = None
         while True:
-            wanted = self.wanted(trainer)
+            wanted = self.wanted(trainer, alarm)
             if wanted is None:
                 trainer.engine.advance(None, 0.0)
             if (result := trainer.evaluated()) is not None:
                 return [result]
             if wanted is None:
-                return self.step()
+                return self.step(alarm)
             deadline = deadline or time.monotonic() + timeout
             rest = deadline - time.monotonic()
             if rest <= 0:
                 return []
             trainer.engine.advance(wanted, rest)
 
-    def wanted(self, trainer: Trainer) -> Work | None:
+    def wanted(self, trainer: Trainer, alarm: float) -> Work | None:
         """What the clock has to wait for: the answer that is due; an evaluation, when nobody has a task."""
         work: Work | None = None
         if trainer.evaluations and (self.out == 0 or not self.agenda):
             work = trainer.evaluations[0]
-        elif self.agenda and (first := self.agenda.first())[2] == ANSWER:
+        elif self.agenda and (first := self.agenda.first())[2] == ANSWER and first[0] <= alarm:
             work = first[4][-1]
         return None if work is None or work.done else work
 
-    def step(self) -> list[Message]:
+    def step(self, alarm: float) -> list[Message]:
         """Let the next thing happen."""
         agenda = self.agenda
-        if agenda.count == self.ticking or self.barren > PATIENCE:
-            self.check()
-        self.time, _, kind, host, payload = agenda.pop()
+        if not agenda.count or self.barren > PATIENCE:
+            self.check(alarm)
+        if not agenda.count:
+            return self.ring(alarm)
+        entry = agenda.pop()
+        time, _, kind, host, answer = entry
+        if time > alarm:
+            agenda.push(entry)
+            return self.ring(alarm)
+        self.time = time
         if kind == ANSWER:
-            return self.answer(host, *payload)
-        self.barren += self.out == 0 or agenda.count == 0
-        if kind == TICK:
-            self.ticking = self.out > 0
-            if not self.ticking:
-                return []
-            self.plan(self.time + self.tick, TICK, None)
-            return [Arrival(Tick())]
+            return self.answer(host, *answer)
+        self.barren += self.out == 0
         return self.join(host) if kind == JOIN else self.depart(host)
 
-    def check(self) -> None:
+    def ring(self, alarm: float) -> list[Message]:
+        """The coordinator's time has come."""
+        self.time = max(self.time, alarm)
+        self.barren += self.out == 0
+        return [Arrival(Tick())]
+
+    def check(self, alarm: float) -> None:
         """Raise RunError where nothing will ever happen again."""
         stuck = self.barren > PATIENCE + 100 * self.workers
-        if self.agenda.count == self.ticking:
-            # Only ticks are left: they may still hand a unit that is overdue to a worker that waits.
-            stuck = stuck or self.out == 0 or all(host.since is None for host in self.hosts.values())
+        if not self.agenda.count:  # a unit that is overdue may still go to a worker that waits
+            stuck = alarm == math.inf or self.out == 0 or all(host.since is None for host in self.hosts.values())
         if stuck:
             there = sum(host.arrived is not None for host in self.hosts.values())
             raise RunError(
@@ -259,9 +260,6 @@ class SimulatedPool:
         if not host.held:
             host.held = True
             self.out += 1
-        if not self.ticking:
-            self.ticking = True
-            self.plan(now + self.tick, TICK, None)
         if host.arrived is None:
             return  # it crashed, and the coordinator does not know
         host.rouse(now)

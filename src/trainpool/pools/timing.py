@@ -64,7 +64,6 @@ def timing(
     size: int = 0,
     recipe: Recipe | None = None,
     pace: Pace | None = None,
-    tick: float = 5.0,
     seed: int = 0,
 ) -> Timing:
     """Simulate a whole run of a method: scheduling, bytes and waste are real, models are empty.
@@ -78,7 +77,6 @@ def timing(
         size: bytes of a model.
         recipe: what workers do; only its schedule matters here.
         pace: how long tasks of free length last, and when they are overdue.
-        tick: virtual seconds between looks at deadlines.
         seed: of the order of equally trained shards.
 
     Raises:
@@ -92,7 +90,7 @@ def timing(
     plan = Plan(parts, recipe or Recipe(batch_size=batch))
     begin = time.perf_counter()
     coordinator = Coordinator(strategy, plan, Layout(()), np.empty(0, np.float32), seed=seed, pace=pace)
-    pool = SimulatedPool(fleet, fidelity="timing", size=size, tick=tick)
+    pool = SimulatedPool(fleet, fidelity="timing", size=size)
     end, events = carry(coordinator, pool)
     usage, memory = pool.usage(), coordinator.memory
     return Timing(
@@ -117,7 +115,7 @@ class Virtual(Protocol):
     time: float
 
     def open(self) -> None: ...
-    def poll(self, timeout: float) -> list[Message]: ...
+    def poll(self, timeout: float, alarm: float) -> list[Message]: ...
     def send(self, command: Send) -> None: ...
     def close(self) -> None: ...
 
@@ -140,7 +138,7 @@ def carry(
     events, poll, handle, send = 0, pool.poll, coordinator.handle, pool.send
     try:
         for _ in itertools.count() if most is None else range(most):
-            for arrival in poll(1.0):
+            for arrival in poll(1.0, coordinator.alarm):
                 if type(arrival) is not Arrival:
                     continue
                 events += 1

@@ -1,6 +1,7 @@
 """A pool without processes: tasks run one after another in this one, under a virtual clock."""
 
 import heapq
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -73,7 +74,7 @@ class InProcessPool:
         heapq.heappush(self.agenda, (time, self.entries, what))
         self.entries += 1
 
-    def poll(self, timeout: float) -> list[Message]:
+    def poll(self, timeout: float, alarm: float = math.inf) -> list[Message]:
         """The next thing on the agenda; the clock jumps there. An empty agenda lets `timeout` seconds pass."""
         if self.evaluation is not None:
             result, self.evaluation = self.evaluation, None
