@@ -273,48 +273,50 @@ class Coordinator:
 
         `asking` has just answered and is about to ask: what suits it better than those who wait is left to it.
         """
-        self.alarm = math.inf
         memory = self.memory
         if memory.done:
             return []
         if self.complete:
-            memory.done = True
+            memory.done, self.alarm = True, math.inf
             return [Finished()]
         for lease in self.units.expire(now):
             lease.overdue = True
             memory.ledger[lease.task.shard].overdue += 1
             self.silence(lease.worker)
-        if not memory.idle:
-            self.alarm = self.units.soonest
-            return []
-        workers = [*memory.idle]
-        if asking is not None:
-            workers.append(asking)
-        units = self.units.take(len(workers), self.wanted, self.state.version)
-        if len(workers) > 1:
-            workers = self.chosen(units, workers, math.inf if asking is None else self.slowness(asking))
+        self.alarm = math.inf
         commands: list[Command] = []
-        for place, unit in enumerate(units):
-            if workers[place] == asking:
-                self.units.open(unit)
-                self.alarm = now + ASKS
-            else:
-                commands.append(self.lease(workers[place], unit, now))
-        self.alarm = min(self.alarm, self.units.soonest)
-        while memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
-            copies = self.speculate(now)
-            if not copies:
-                break
-            commands += copies
+        if memory.idle:
+            units = self.units.take(len(memory.idle) + (asking is not None), self.wanted, self.state.version)
+            alone = len(memory.idle) == 1 and asking is None
+            workers = [*memory.idle] if alone else self.chosen(units, asking)
+            for place, unit in enumerate(units):
+                if workers[place] == asking:
+                    self.units.open(unit)
+                    self.alarm = now + ASKS
+                else:
+                    commands.append(self.lease(workers[place], unit, now))
+            while memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
+                copies = self.speculate(now)
+                if not copies:
+                    break
+                commands += copies
+        if self.units.soonest < self.alarm:
+            self.alarm = self.units.soonest
         return commands
 
-    def chosen(self, units: list[Unit], workers: list[WorkerId], unknown: float) -> list[WorkerId]:
-        """A worker for each unit, and perhaps one more. `unknown` are the seconds a step of one whose speed is."""
+    def chosen(self, units: list[Unit], asking: WorkerId | None) -> list[WorkerId]:
+        """A worker for each unit, and perhaps one more."""
+        if not units:
+            return []
         # The fastest first: the least trained shards go to those who train them furthest.
         # Of very many idle ones, those who wait longest: a look at all, for one shard, would cost too much.
-        longest = workers[: 64 + 4 * len(units)]
-        slowness = {worker: self.slowness(worker, unknown) for worker in longest} if units else {}
-        workers = heapq.nsmallest(len(units) + 1, slowness, key=slowness.__getitem__)
+        candidates = [*islice(self.memory.idle, 64 + 4 * len(units))]
+        unknown = math.inf
+        if asking is not None:  # who is new comes before it, or would never be measured
+            candidates.append(asking)
+            unknown = self.slowness(asking)
+        slowness = {worker: self.slowness(worker, unknown) for worker in candidates}
+        workers = heapq.nsmallest(len(units) + 1, candidates, key=slowness.__getitem__)
         # Whose answer is doubted does not get the same task again.
         doubts = self.memory.admission.doubts
         for place, unit in enumerate(units if doubts else ()):
