@@ -17,7 +17,7 @@ from trainpool.strategies.protocol import Assignment
 from trainpool.vector import Layout, Vector
 
 LAYOUT = Layout.of({"w": ((3,), "parameter")})
-IDS = tuple(f"{number:02}" * 32 for number in range(8))
+IDS = tuple(f"{number:02}" * 32 for number in range(20))
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,53 @@ def test_the_fastest_of_the_waiting_workers_is_served_first() -> None:
     coordinator.handle(Asked("fast"), now + 10)
     sent = [c for c in reply(coordinator, one, now + 40, 40.0) if isinstance(c, Send)]
     assert [c.worker for c in sent] == ["fast", "new"]
+
+
+def test_a_unit_is_left_to_a_faster_worker_that_is_about_to_ask() -> None:
+    coordinator = begin(ParallelSGD(rounds=5), shards=1, steps=400, pace=Pace(speculate=False))
+    now = measured(coordinator, slow=5.0, fast=1.0)
+    command = send(coordinator, "fast", now)
+    assert coordinator.handle(Asked("slow"), now) == [Wait("slow")]
+    assert [type(c) for c in reply(coordinator, command, now + 80, 80.0)] == [Accepted]
+    assert coordinator.alarm == now + 81  # it may have gone
+    command = send(coordinator, "fast", now + 80)
+    reply(coordinator, command, now + 160, 80.0)
+    (given,) = coordinator.handle(Tick(), now + 161)
+    assert isinstance(given, Send)
+    assert given.worker == "slow"
+
+
+def test_a_new_worker_comes_before_a_known_one_that_is_about_to_ask() -> None:
+    coordinator = begin(ParallelSGD(rounds=5), shards=1, pace=Pace(speculate=False))
+    now = measured(coordinator, known=1.0)
+    command = send(coordinator, "known", now)
+    coordinator.handle(Asked("new"), now)
+    assert [c.worker for c in reply(coordinator, command, now + 8, 8.0) if isinstance(c, Send)] == ["new"]
+
+
+def test_a_worker_that_is_overtaken_before_its_speed_is_known_is_known_afterwards() -> None:
+    coordinator = begin(ParallelSGD(rounds=5), shards=3)
+    now = measured(coordinator, fast=1.0)
+    slow, fast = send(coordinator, "slow", now), send(coordinator, "fast", now)
+    reply(coordinator, fast, now + 8, 8.0)
+    coordinator.handle(Asked("fast"), now + 8)
+    (copy,) = coordinator.handle(Tick(), coordinator.alarm)  # as slow as the slowest known one it is not
+    assert isinstance(reply(coordinator, copy, now + 24, 8.0)[0], Accepted)
+    assert isinstance(reply(coordinator, slow, now + 1000, 80.0)[0], Rejected)
+    assert coordinator.memory.pace.step_seconds("slow") == 10.0
+    assert coordinator.memory.pace.allowance("slow", 1) == 30 + 2 * 10.0  # that it was overdue does not lengthen it
+
+
+def test_all_late_units_are_copied_at_once() -> None:
+    coordinator = begin(ParallelSGD(rounds=5), shards=20, steps=40)
+    names = [f"w{number}" for number in range(20)]
+    now = measured(coordinator, **dict.fromkeys(names, 1.0))
+    sent = [send(coordinator, name, now) for name in names]
+    for command in sent[:10]:
+        reply(coordinator, command, now + 8, 8.0)
+        assert coordinator.handle(Asked(command.worker), now + 8) == [Wait(command.worker)]
+    copies = coordinator.handle(Tick(), coordinator.alarm)
+    assert len([copy for copy in copies if isinstance(copy, Send)]) == 10
 
 
 def test_a_report_may_not_claim_other_samples_than_its_steps() -> None:
