@@ -18,7 +18,7 @@ SOURCE = Path(trainpool.__file__).parent
 LEVELS = {
     **dict.fromkeys(("errors", "rng", "vector", "messages", "events"), 0),
     **dict.fromkeys(("strategies", "data", "admission", "statistics", "pace", "wire", "onnx_file", "program"), 1),
-    **dict.fromkeys(("coordinator", "memory", "units"), 2),
+    **dict.fromkeys(("coordinator", "dispatch", "memory", "units"), 2),
     "auto": 4,
     **dict.fromkeys(("journal", "kernels", "pools", "drive", "worker", "models"), 3),
     **dict.fromkeys(("experiment", "record", "plots", "display", "config", "training", "cli"), 4),

@@ -14,14 +14,13 @@ Every pool (processes, HTTP, virtual time) is a thin shell around `handle`. Same
 """
 
 import hashlib
-import heapq
 import math
 from collections.abc import Collection, Mapping
-from itertools import islice
 from typing import Any
 
 from trainpool import rng, wire
 from trainpool.admission import Admission
+from trainpool.dispatch import COPIED, choose, copy
 from trainpool.errors import MessageError
 from trainpool.events import (
     SUPERSEDED,
@@ -52,10 +51,6 @@ from trainpool.vector import Layout, Vector
 
 __all__ = ["Coordinator"]
 
-COPIED = 64
-"""Units still out, at most, when idle workers begin to look for one to copy: the last of a round."""
-COPIERS = 8
-"""Idle workers, the longest idle first, that look at a time."""
 ASKS = 1.0
 """Seconds that a unit is left for the worker that has just answered, when others wait for one."""
 
@@ -287,81 +282,30 @@ class Coordinator:
         commands: list[Command] = []
         if memory.idle:
             units = self.units.take(len(memory.idle) + (asking is not None), self.wanted, self.state.version)
-            alone = len(memory.idle) == 1 and asking is None
-            workers = [*memory.idle] if alone else self.chosen(units, asking)
+            workers = choose(units, memory, asking)
             for place, unit in enumerate(units):
                 if workers[place] == asking:
                     self.units.open(unit)
                     self.alarm = now + ASKS
                 else:
                     commands.append(self.lease(workers[place], unit, now))
-            while memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
-                copies = self.speculate(now)
-                if not copies:
-                    break
-                commands += copies
+            if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
+                commands += self.speculate(now)
         if self.units.soonest < self.alarm:
             self.alarm = self.units.soonest
         return commands
 
-    def chosen(self, units: list[Unit], asking: WorkerId | None) -> list[WorkerId]:
-        """A worker for each unit, and perhaps one more."""
-        if not units:
-            return []
-        # The fastest first: the least trained shards go to those who train them furthest.
-        # Of very many idle ones, those who wait longest: a look at all, for one shard, would cost too much.
-        candidates = [*islice(self.memory.idle, 64 + 4 * len(units))]
-        unknown = math.inf
-        if asking is not None:  # who is new comes before it, or would never be measured
-            candidates.append(asking)
-            unknown = self.slowness(asking)
-        slowness = {worker: self.slowness(worker, unknown) for worker in candidates}
-        workers = heapq.nsmallest(len(units) + 1, candidates, key=slowness.__getitem__)
-        # Whose answer is doubted does not get the same task again.
-        doubts = self.memory.admission.doubts
-        for place, unit in enumerate(units if doubts else ()):
-            doubt = doubts.get(unit.part.id)
-            if doubt is not None and workers[place] == doubt.worker and place + 1 < len(workers):
-                workers[place], workers[place + 1] = workers[place + 1], workers[place]
-        return workers
-
-    def slowness(self, worker: WorkerId, unknown: float = math.inf) -> float:
-        """Seconds a step."""
-        seconds = self.memory.pace.step_seconds(worker)
-        return unknown if seconds is None else seconds
-
     def speculate(self, now: float) -> list[Command]:
-        """Let idle workers copy units that others are late with, or that they would have done much sooner.
-
-        Chen et al. 2016, "Revisiting Distributed Synchronous SGD", has backup workers from the start; with leases the
-        last units of a round suffice.
-        """
+        """Let idle workers copy what others are late with."""
+        copies, alarm = copy(self.units.live, self.memory, self.wanted, now)
+        self.alarm = min(self.alarm, alarm)
+        self.memory.copies += len(copies)
         commands: list[Command] = []
-        pace = self.memory.pace
-        found: list[tuple[int, float, Unit]] = []
-        for unit in self.units.live:
-            if len(unit.leases) == 1 and unit.part.id in self.wanted:
-                lease = unit.leases[0]
-                others = pace.expected(lease.worker, lease.task.steps)
-                if others is not None:
-                    late = lease.since + 2 * others
-                    if now < late:
-                        self.alarm = min(self.alarm, late)
-                    until = math.inf if now >= late else lease.since + others
-                    if until > now:  # otherwise it should be here in a moment
-                        found.append((lease.task.id, until, unit))
-        found.sort()
-        for worker in list(islice(self.memory.idle, COPIERS)):
-            for place, (_, until, unit) in enumerate(found):
-                lease = unit.leases[0]
-                own = pace.expected(worker, lease.task.steps)
-                if own is not None and now + 2 * own < until:
-                    if until == math.inf:
-                        self.silence(lease.worker)
-                    del found[place]
-                    self.memory.copies += 1
-                    commands.append(self.lease(worker, unit, now, lease.task.steps))
-                    break
+        for worker, unit, late in copies:
+            lease = unit.leases[0]
+            if late:
+                self.silence(lease.worker)
+            commands.append(self.lease(worker, unit, now, lease.task.steps))
         return commands
 
     def lease(self, worker: WorkerId, unit: Unit, now: float, steps: int | None = None) -> Send:

@@ -1,0 +1,86 @@
+"""Which worker gets which unit: the open ones, and copies of those that another is late with."""
+
+import heapq
+import math
+from collections.abc import Collection, Iterable
+from itertools import islice
+from typing import NamedTuple
+
+from trainpool.events import WorkerId
+from trainpool.memory import Memory
+from trainpool.messages import ShardId
+from trainpool.units import Unit
+
+__all__ = ["COPIED", "Copy", "choose", "copy"]
+
+COPIED = 64
+"""Units still out, at most, when idle workers begin to look for one to copy: the last of a round."""
+COPIERS = 8
+"""Idle workers, the longest idle first, that look at a time; besides one for each late unit."""
+
+
+class Copy(NamedTuple):
+    """A worker that should do what another has."""
+
+    worker: WorkerId
+    unit: Unit
+    late: bool
+    """Whether the other one has taken twice the time that was expected."""
+
+
+def choose(units: Collection[Unit], memory: Memory, asking: WorkerId | None) -> list[WorkerId]:
+    """A worker for each unit, and perhaps one more: of the idle ones and the one that is about to ask."""
+    if not units:
+        return []
+    if asking is None and len(memory.idle) == 1:
+        return [*memory.idle]
+    # The fastest first: the least trained shards go to those who train them furthest.
+    # Of very many idle ones, those who wait longest: a look at all, for one shard, would cost too much.
+    candidates = [*islice(memory.idle, 64 + 4 * len(units))]
+    slowness = memory.pace.step_seconds
+    unknown = math.inf
+    if asking is not None:  # who is new comes before it, or would never be measured
+        candidates.append(asking)
+        unknown = slowness(asking) or math.inf
+    seconds = {worker: slowness(worker) or unknown for worker in candidates}
+    workers = heapq.nsmallest(len(units) + 1, candidates, key=seconds.__getitem__)
+    # Whose answer is doubted does not get the same task again.
+    doubts = memory.admission.doubts
+    for place, unit in enumerate(units if doubts else ()):
+        doubt = doubts.get(unit.part.id)
+        if doubt is not None and workers[place] == doubt.worker and place + 1 < len(workers):
+            workers[place], workers[place + 1] = workers[place + 1], workers[place]
+    return workers
+
+
+def copy(live: Iterable[Unit], memory: Memory, wanted: Collection[ShardId], now: float) -> tuple[list[Copy], float]:
+    """The leased units that idle workers should copy, and when the next one will be late.
+
+    Those that another is late with, or that the idle one would have done much sooner. Chen et al. 2016, "Revisiting
+    Distributed Synchronous SGD", has backup workers from the start; with leases the last units of a round suffice.
+    """
+    pace, alarm = memory.pace, math.inf
+    found: list[tuple[int, float, Unit]] = []  # by the task's number; until when a copy must be here to be of use
+    for unit in live:
+        if len(unit.leases) == 1 and unit.part.id in wanted:
+            lease = unit.leases[0]
+            expected = pace.expected(lease.worker, lease.task.steps)
+            if expected is None:
+                continue
+            if now >= lease.since + 2 * expected:
+                found.append((lease.task.id, math.inf, unit))
+                continue
+            alarm = min(alarm, lease.since + 2 * expected)
+            if lease.since + expected > now:  # otherwise it should be here in a moment
+                found.append((lease.task.id, lease.since + expected, unit))
+    found.sort()
+    late = sum(until == math.inf for _, until, _ in found)
+    copies = []
+    for worker in islice(memory.idle, COPIERS + late):
+        for place, (_, until, unit) in enumerate(found):
+            own = pace.expected(worker, unit.leases[0].task.steps)
+            if own is not None and now + 2 * own < until:
+                copies.append(Copy(worker, unit, until == math.inf))
+                del found[place]
+                break
+    return copies, alarm
