@@ -11,7 +11,6 @@
 """
 
 import argparse
-import gc
 import json
 import os
 import re
@@ -256,7 +255,6 @@ def peak() -> float:
 
 def simulate(machines: int) -> tuple[float, float]:
     """Events a second of a run on so many unequal machines that come and go, and the process's memory in GB."""
-    gc.disable()  # millions of small objects without a cycle
     steps = 20 if machines < 10_000 else 5
     result = timing(strategies.Downpour(steps=5, warm_start=0.0), fleet(machines, spread=8, churn=0.1), steps=steps)
     return result.events / result.real, peak()
