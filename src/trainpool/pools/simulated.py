@@ -190,11 +190,11 @@ class SimulatedPool:
         if not agenda.count:
             return self.ring(alarm)
         entry = agenda.pop()
-        time, _, kind, host, answer = entry
-        if time > alarm:
+        when, _, kind, host, answer = entry
+        if when > alarm:
             agenda.push(entry)
             return self.ring(alarm)
-        self.time = time
+        self.time = when
         if kind == ANSWER:
             return self.answer(host, *answer)
         self.barren += self.out == 0
