@@ -115,15 +115,18 @@ class Coordinator:
             assert delta is not None
             assert buffers is not None
             worker = event.worker
-            self.heard(worker)
-            memory.idle.pop(worker, None)
+            if memory.silent or worker not in memory.workers:
+                self.heard(worker)
+            if memory.idle:
+                memory.idle.pop(worker, None)
             commands = self.answer(worker, event.report, delta, buffers, now)
             return commands + self.offer(now, worker) if memory.idle or self.complete else commands
         if type(event) is Asked:
             worker = event.worker
             if self.units.held.get(worker):
                 self.lose(worker)  # it holds nothing any more: a task that it forgot goes to someone else
-            self.heard(worker)
+            if memory.silent or worker not in memory.workers:
+                self.heard(worker)
             memory.idle[worker] = None
             commands = self.offer(now)
             if worker in memory.idle and not memory.done:

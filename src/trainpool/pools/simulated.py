@@ -18,7 +18,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -40,6 +40,8 @@ __all__ = ["SimulatedPool"]
 
 JOIN, DEPART, ANSWER = range(3)
 EMPTY: Vector = np.empty(0, np.float32)
+Due: TypeAlias = tuple[Task, int, float, int, int, int, Work | None]
+"""An answer to come: to which task, steps, seconds of computing, how often, bytes, parameters, the training."""
 PATIENCE = 1_000_000
 """Things that may happen in a row, and a hundred for each machine, while no worker has or gets a task."""
 
@@ -102,7 +104,7 @@ class SimulatedPool:
         fleet = self.fleet
         self.time = 0.0
         self.agenda = Agenda()
-        """When, a number for order, what, which machine, and the arguments of `answer`."""
+        """When, a number for order, what, which machine, and of an answer what it will be."""
         self.entries = itertools.count()
         self.hosts: dict[WorkerId, Host] = {}
         availability = Availability(fleet)
@@ -196,7 +198,7 @@ class SimulatedPool:
             return self.ring(alarm)
         self.time = when
         if kind == ANSWER:
-            return self.answer(host, *answer)
+            return self.answer(host, answer)
         self.barren += self.out == 0
         return self.join(host) if kind == JOIN else self.depart(host)
 
@@ -291,8 +293,8 @@ class SimulatedPool:
             luck, lost = next(host.luck), self.fleet.lost
             copies = 0 if luck < lost else 2 if luck < lost + self.fleet.duplicated else 1
         work = self.trainer.train(command, steps, arrival) if self.trainer is not None and copies else None
-        payload = (task, steps, end - begin, copies, up, command.parameters.size, work)
-        self.agenda.push((arrival, next(self.entries), ANSWER, host, payload))
+        due: Due = (task, steps, end - begin, copies, up, command.parameters.size, work)
+        self.agenda.push((arrival, next(self.entries), ANSWER, host, due))
 
     def cut(
         self, host: Host, task: Task, begin: float, end: float, computed: float, sending: float
@@ -306,18 +308,9 @@ class SimulatedPool:
         gone = host.silent or (stay is not None and arrival >= stay.start)
         return 0 if gone else steps, end, arrival
 
-    def answer(
-        self,
-        host: Host,
-        task: Task,
-        steps: int,
-        seconds: float,
-        copies: int,
-        up: int,
-        trainable: int,
-        work: Work | None,
-    ) -> list[Message]:
+    def answer(self, host: Host, due: Due) -> list[Message]:
         """A task's end: its answer, unless that is lost, and what the worker says next."""
+        task, steps, seconds, copies, up, trainable, work = due
         host.settle()
         self.up += up * (copies or 1)
         self.release(host)
