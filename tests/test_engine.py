@@ -1,5 +1,6 @@
 """Where a simulated pool's tasks are trained: the order of work, deaths, evaluations, and the same bits."""
 
+import math
 import queue
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 from trainpool.errors import RunError
+from trainpool.events import Send
 from trainpool.kernels.protocol import Evaluation
 from trainpool.messages import Recipe, Report, Task
 from trainpool.pools import engine
-from trainpool.pools.engine import Processes, Work
-from trainpool.pools.fleet import Machine
+from trainpool.pools.engine import Inline, Processes, Trainer, Work
+from trainpool.pools.fleet import Change, Fleet, Machine
 from trainpool.pools.protocol import Evaluated, Job
 from trainpool.pools.simulated import SimulatedPool
 from trainpool.testing import Quadratic
@@ -143,6 +145,32 @@ def test_evaluations_come_in_the_order_asked_also_after_the_end() -> None:
     found = [message for _ in models for message in pool.poll(1.0)]
     assert found == [Evaluated(PROBLEM.evaluate(model, shard)) for model in models]
     assert pool.now() == 0.0
+
+
+class Lazy:
+    """Does only what somebody waits for."""
+
+    def __init__(self, inline: Inline) -> None:
+        self.put, self.advance, self.close = inline.put, inline.advance, inline.close
+
+
+@pytest.mark.parametrize(("alarm", "seconds"), [(-math.inf, 0.0), (math.inf, 5.0)])
+def test_virtual_time_can_stand_still_until_a_model_is_evaluated(alarm: float, seconds: float) -> None:
+    shard = next(iter(PROBLEM.data.values()))
+    stays = (Change(0, 0.0, "join"), Change(1, 0.0, "join"), Change(1, 5.0, "leave"))
+    machines = Fleet((Machine(1.0), Machine(1.0)), trace=stays)
+    pool = SimulatedPool(machines, kernel=PROBLEM, shards=PROBLEM.data.__getitem__, test=shard)
+    pool.open()
+    assert pool.inline is not None
+    pool.trainer = Trainer(Lazy(pool.inline), testable=True)
+    for _ in range(2):
+        pool.poll(1.0)
+    task = Task(id=0, version=0, shard=next(iter(PROBLEM.data)), recipe=Recipe(), seed=0, offset=0, steps=9, batch=1)
+    pool.send(Send("w0", task, np.zeros(6), np.zeros(0), None))  # whose answer nobody wants any more
+    pool.evaluate(np.ones(6))
+    messages = pool.poll(1.0, alarm)
+    assert (messages == [Evaluated(PROBLEM.evaluate(np.ones(6), shard))]) == (alarm < 0)
+    assert pool.now() == seconds
 
 
 def test_without_test_data_nothing_is_evaluated() -> None:

@@ -209,7 +209,7 @@ class Drive:
         while self.measured_at != self.coordinator.samples and not self.interrupted:
             if not self.evaluating or self.evaluating[-1].samples != self.coordinator.samples:
                 self.evaluate()
-            for message in self.pool.poll(0.25):
+            for message in self.pool.poll(0.25, -math.inf):  # the run is over: virtual time stands still
                 if isinstance(message, Evaluated):
                     self.measured(message)
             self.observer.refresh(self)

@@ -176,9 +176,9 @@ class SimulatedPool:
             trainer.engine.advance(wanted, rest)
 
     def wanted(self, trainer: Trainer, alarm: float) -> Work | None:
-        """What the clock has to wait for: the answer that is due; an evaluation, when nobody has a task."""
+        """What the clock has to wait for: the answer that is due; an evaluation, when nothing else is to happen."""
         work: Work | None = None
-        if trainer.evaluations and (self.out == 0 or not self.agenda):
+        if trainer.evaluations and (self.out == 0 or not self.agenda or alarm < self.time):
             work = trainer.evaluations[0]
         elif self.agenda and (first := self.agenda.first())[2] == ANSWER and first[0] <= alarm:
             work = first[4][-1]
