@@ -1,5 +1,6 @@
 """Where a simulated pool's tasks are trained: the order of work, deaths, evaluations, and the same bits."""
 
+import functools
 import math
 import queue
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trainpool.drive import Drive
 from trainpool.errors import RunError
 from trainpool.events import Send
 from trainpool.kernels.protocol import Evaluation
@@ -222,3 +224,15 @@ def test_real_training_gives_the_same_bits_for_any_number_of_processes_and_death
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as there:
         here = names["train"](tmp_path / "a", cache / "a", 1)
         assert there.communicate()[0].strip() == here
+
+
+def test_virtual_time_stops_when_the_coordinator_is_due_and_no_earlier() -> None:
+    generator = np.random.default_rng(0)
+    for elapsed, origin, alarm in generator.uniform(0, [1000, 10, 1e5], (1000, 3)).tolist():
+        coordinator: Any = SimpleNamespace(alarm=elapsed + alarm)
+        clock: Any = SimpleNamespace(time=0.0)
+        clock.now = functools.partial(getattr, clock, "time")
+        watcher: Any = None
+        drive = Drive(coordinator, clock, None, watcher, 0, elapsed, origin=origin)
+        clock.time = drive.alarm()
+        assert coordinator.alarm <= drive.now() < coordinator.alarm + 1e-9

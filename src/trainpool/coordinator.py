@@ -388,7 +388,7 @@ class Coordinator:
         self.enter(wire.unpack(type(self.state), tree["strategy"], tensors))
         self.memory = wire.unpack(Memory, tree["memory"], tensors)
         self.units = self.index()
-        self.alarm = -math.inf
+        self.alarm = -math.inf  # when the next one is due follows from a look at what was restored
 
 
 def number_of(shard: ShardId) -> int:

@@ -190,7 +190,7 @@ class Bench:
     def __init__(self, fleet: Fleet, *, inline: int | None = None, watch: Watch | None = None) -> None:
         """With `inline` this process trains, on the processor or on the GPU of that number; else one a core does."""
         self.pool = SimulatedPool(fleet)
-        self.inline, self.watch, self.workers = inline, watch, len(fleet)
+        self.inline, self.watch, self.workers, self.samples = inline, watch, len(fleet), 0
         self.tasks: dict[int, Task] = {}
         """Those under way."""
         self.reached: dict[ShardId, int] = {}
@@ -218,14 +218,15 @@ class Bench:
         for message in messages if self.watch else ():
             assert self.watch is not None
             if isinstance(message, Evaluated):
-                self.watch(self.pool.now(), sum(self.reached.values()), message.result.accuracy)
+                self.watch(self.pool.now(), self.samples, message.result.accuracy)
             elif isinstance(message.event, Returned):
                 report = message.event.report
                 task = self.tasks.pop(report.task, None)
-                if task is not None:  # a copy of a task reaches no further than the first
-                    reached = max(self.reached.get(task.shard, 0), task.offset + report.samples)
-                    self.reached[task.shard] = reached
-                self.watch(self.pool.now(), sum(self.reached.values()), None)
+                before = self.reached.get(task.shard, 0) if task else 0
+                if task and task.offset + report.samples > before:  # a copy of a task reaches no further than the first
+                    self.reached[task.shard] = task.offset + report.samples
+                    self.samples += self.reached[task.shard] - before
+                self.watch(self.pool.now(), self.samples, None)
         return messages
 
     def send(self, command: Send) -> None:

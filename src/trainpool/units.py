@@ -12,8 +12,8 @@ from trainpool.strategies.protocol import ShardPlan
 
 __all__ = ["Unit", "Units"]
 
-RANK = 2**32 - 1
-"""The bits of a rank."""
+RANK = (1 << 32) - 1
+"""The 32 bits of a rank."""
 
 
 @dataclass(slots=True, eq=False)

@@ -210,8 +210,9 @@ class SimulatedPool:
 
     def check(self, alarm: float) -> None:
         """Raise RunError where nothing will ever happen again."""
-        stuck = self.barren > PATIENCE + 100 * self.workers
-        if not self.agenda.count:  # a unit that is overdue may still go to a worker that waits
+        if self.agenda.count:
+            stuck = self.barren > PATIENCE + 100 * self.workers
+        else:  # a unit that is overdue may still go to a worker that waits
             stuck = alarm == math.inf or self.out == 0 or all(host.since is None for host in self.hosts.values())
         if stuck:
             there = sum(host.arrived is not None for host in self.hosts.values())
