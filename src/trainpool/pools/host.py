@@ -43,11 +43,11 @@ class Host:
     since: float | None = None
     """When it began to wait for a task; None while it does not."""
     doing: tuple[float, float, float] | None = None
-    """The computing under way: begin, end, samples."""
+    """The last computing that it began: begin, end, samples."""
     samples: float = 0.0
-    """Computed."""
+    """Computed when that ends."""
     busy: float = 0.0
-    """Seconds in which it computed."""
+    """Seconds in which it has computed when that ends."""
     waiting: float = 0.0
     """Seconds in which it was there and had no task."""
     there: float = 0.0
@@ -56,20 +56,18 @@ class Host:
     def rouse(self, now: float) -> None:
         """It waits no longer."""
         if self.since is not None:
-            self.waiting += now - self.since
+            if self.since < now:
+                self.waiting += now - self.since
             self.since = None
 
-    def settle(self) -> None:
-        """Its computing has ended."""
-        if self.doing is not None:
-            begin, end, samples = self.doing
-            self.busy += end - begin
-            self.samples += samples
-            self.doing = None
+    def compute(self, begin: float, end: float, samples: float) -> None:
+        """It computes."""
+        self.doing = begin, end, samples
+        self.busy += end - begin
+        self.samples += samples
 
     def leave(self, now: float) -> None:
         """It goes."""
-        self.settle()
         self.rouse(now)
         assert self.arrived is not None
         self.there += now - self.arrived
@@ -81,9 +79,9 @@ def usage(hosts: Sequence[Host], now: float, up: int, down: int) -> Usage:
     samples, busy = [], []
     for host in hosts:
         begin, end, computed = host.doing or (now, now, 0.0)
-        part = min(1.0, (now - begin) / (end - begin)) if begin < now else 0.0
-        samples.append(host.samples + part * computed)
-        busy.append(host.busy + part * (end - begin))
+        left = (end - max(begin, now)) / (end - begin) if end > now else 0.0
+        samples.append(host.samples - left * computed)
+        busy.append(host.busy - left * (end - begin))
     return Usage(
         seconds=now,
         samples=math.fsum(samples),

@@ -280,7 +280,7 @@ class SimulatedPool:
                 stop, computed = leaves, host.speed.done(begin, leaves)
             steps, end, arrival = self.cut(host, task, begin, end, computed, sending)
         if begin < stop:
-            host.doing = (begin, stop, computed)
+            host.compute(begin, stop, computed)
         if self.room:
             sent = arrival if steps else min(arrival, leaves)
             self.note(host, now, min(begin, sent), "download")
@@ -312,7 +312,6 @@ class SimulatedPool:
     def answer(self, host: Host, due: Due) -> list[Message]:
         """A task's end: its answer, unless that is lost, and what the worker says next."""
         task, steps, seconds, copies, up, trainable, work = due
-        host.settle()
         self.up += up * (copies or 1)
         self.release(host)
         name = host.name

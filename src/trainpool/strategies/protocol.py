@@ -89,16 +89,16 @@ class Tally:
     """Merged steps of each shard; a shard that was never trained may be absent."""
     samples: int = 0
     """Merged samples over all shards."""
-    finished: int = 0
+    finished: dict[ShardId, None] = field(default_factory=dict)
     """Shards that have no steps left."""
 
     def add(self, plan: Plan, shard: ShardId, steps: int) -> None:
         """Count a merged update."""
         part = plan.index[shard]
-        before = self.steps.get(shard, 0)
-        self.steps[shard] = before + steps
+        merged = self.steps[shard] = self.steps.get(shard, 0) + steps
         self.samples += steps * part.batch
-        self.finished += before < part.steps <= before + steps
+        if merged >= part.steps:
+            self.finished[shard] = None
 
     def left(self, plan: Plan, shard: ShardId) -> int:
         """The steps that a shard has left."""
@@ -112,17 +112,16 @@ class Tally:
 class Unfinished(Collection[ShardId]):
     """The shards with steps left, in the plan's order: a view of a tally that answers `in` and `len` at once."""
 
-    __slots__ = ("index", "steps", "tally")
+    __slots__ = ("finished", "index", "steps")
 
     def __init__(self, plan: Plan, tally: Tally) -> None:
-        self.index, self.steps, self.tally = plan.index, tally.steps, tally
+        self.index, self.steps, self.finished = plan.index, tally.steps, tally.finished
 
     def __contains__(self, shard: Any) -> bool:
-        part = self.index.get(shard)
-        return part is not None and self.steps.get(shard, 0) < part.steps
+        return shard not in self.finished and shard in self.index
 
     def __len__(self) -> int:
-        return len(self.index) - self.tally.finished
+        return len(self.index) - len(self.finished)
 
     def __iter__(self) -> Iterator[ShardId]:
         return (shard for shard in self.index if shard in self)

@@ -193,7 +193,7 @@ class Reducer:
         tally.add(state.plan, shard, update.steps)
         held.setdefault(shard, []).append(self.hold(update))
         missing = state.missing - 1
-        full = missing == 0 or tally.finished == len(state.plan.shards)
+        full = missing == 0 or len(tally.finished) == len(state.plan.shards)
         ready, turn = self.ready(state, full)
         state = structs.replace(
             state,
