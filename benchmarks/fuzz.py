@@ -82,7 +82,12 @@ class Case:
         dice = self.dice
         name, kind = dice.choice(sorted(strategies.discover().items()))
         known = strategies.settings(kind)
-        choices: dict[str, list[Any]] = {"rounds": [0, 1, 2, 5], "steps": [0, 1, 7, 20], "warm_start": [0.0, 0.05, 0.5]}
+        choices: dict[str, list[Any]] = {
+            "rounds": [0, 1, 2, 5],
+            "steps": [0, 1, 7, 20],
+            "warm_start": [0.0, 0.05, 0.5],
+            "participation": ["full", "partial"],
+        }
         options = {key: dice.choice(values) for key, values in choices.items() if key in known and dice.random() < 0.6}
         try:
             chosen = strategies.build(name, options)

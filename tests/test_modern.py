@@ -5,6 +5,7 @@ A name without a number means a largest difference of 1e-12 (`EXACT`), or 1e-11 
 """
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -182,6 +183,25 @@ def test_the_speed_and_the_number_of_workers_change_no_bit_of_rounds(strategy: A
     even = run(mlp(), data, strategy, how, [20, 13, 20, 8])
     for speeds in ([1.0, 2.0, 7.0, 40.0], [3.0, 2.0], [5.0]):
         assert same_bits(even, run(mlp(), data, strategy, how, [20, 13, 20, 8], speeds=speeds))
+
+
+def test_a_partial_round_with_a_worker_for_each_shard_is_a_full_one_and_with_fewer_workers_is_not() -> None:
+    data, how = shards(12, 12, 12, 12), recipe(4, schedule="cosine")
+    for flexible in (False, True):
+        full = DiLoCo(steps=5, flexible=flexible)
+        partial = replace(full, participation="partial")
+        even = run(mlp(), data, full, how, 20, speeds=[1.0, 1.0, 2.0, 4.0])
+        assert same_bits(even, run(mlp(), data, partial, how, 20, speeds=[1.0, 1.0, 2.0, 4.0]))
+        fewer = run(mlp(), data, partial, how, 20, speeds=[1.0, 2.0])
+        assert fewer.samples == even.samples
+        assert difference(fewer.parameters, even.parameters) > 1e-4
+
+
+def test_one_worker_in_partial_rounds_with_a_plain_step_is_serial_sgd() -> None:
+    alone = DiLoCo(1.0, 0.0, steps=5, flexible=False, participation="partial")
+    ends = [run(mlp(), shards(12, 12, 12), each, recipe(4), 20, speeds=[1.0]) for each in (alone, FedBuff(1, steps=5))]
+    assert [end.state.version for end in ends] == [end.memory.updates for end in ends] == [12, 12]
+    assert same_bits(*ends)
 
 
 SYNCHRONOUS = [name for name, kind in discover().items() if not kind.asynchronous]

@@ -9,7 +9,7 @@ import pytest
 
 from trainpool import wire
 from trainpool.coordinator import Coordinator
-from trainpool.events import Accepted, Asked, Joined, Left, Rejected, Returned, Send, Tick, Wait
+from trainpool.events import Accepted, Asked, Failed, Joined, Left, Rejected, Restarted, Returned, Send, Tick, Wait
 from trainpool.messages import Recipe, Report, ShardId, Update
 from trainpool.pace import Pace
 from trainpool.strategies import DiLoCo, Downpour, ParallelSGD, Plan
@@ -267,6 +267,72 @@ def test_a_fast_worker_that_says_nothing_any_more_does_not_set_the_length_of_tas
     assert coordinator.memory.silent == {"fast": None}
     assert send(coordinator, "fast", now + 19).task.steps == 8  # and back again
     assert coordinator.memory.silent == {}
+
+
+def partial(**options: Any) -> Coordinator:
+    """A run whose rounds are of those who are there."""
+    method = DiLoCo(learning_rate=0.5, momentum=0.0, steps=4, flexible=False, participation="partial")
+    return begin(method, **options)
+
+
+def test_a_partial_round_ends_with_the_mean_of_those_who_took_part_and_the_next_begins_with_the_others() -> None:
+    coordinator = partial(shards=3)
+    first = [send(coordinator, worker, 0.0) for worker in "ab"]
+    reply(coordinator, first[0], 4.0, 4.0, size=0.1)
+    assert coordinator.handle(Asked("a"), 4.0) == [Wait("a")]  # the third shard is the next round's
+    assert coordinator.handle(Asked("late"), 5.0) == [Wait("late")]
+    assert coordinator.state.version == 0
+    commands = reply(coordinator, first[1], 6.0, 6.0, size=0.3)
+    np.testing.assert_allclose(coordinator.parameters, -0.5 * (0.1 + 0.3) / 2, rtol=1e-6)
+    assert coordinator.state.version == 1
+    second = [command for command in commands if isinstance(command, Send)] + [send(coordinator, "b", 6.0)]
+    (left_out,) = set(IDS[:3]) - {command.task.shard for command in first}
+    assert left_out in {command.task.shard for command in second}
+    assert [command.task.version for command in second] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("goes", ["left", "failed", "silent", "refused"])
+def test_a_partial_round_does_not_wait_for_who_goes(goes: str) -> None:
+    coordinator = partial(shards=2, pace=Pace(grace=1.0, speculate=False))
+    measured(coordinator, a=1.0)
+    assert coordinator.state.version == 0  # nobody looked yet whether it is over
+    first = [send(coordinator, worker, 10.0) for worker in "ab"]
+    assert coordinator.state.version == 1
+    reply(coordinator, first[0], 14.0, 4.0)
+    assert coordinator.handle(Asked("a"), 14.0) == [Wait("a")]
+    match goes:
+        case "left":
+            commands = coordinator.handle(Left("b"), 15.0)
+        case "failed":
+            commands = coordinator.handle(Failed("b", first[1].task.id, "it broke"), 15.0)
+        case "silent":
+            commands = coordinator.handle(Tick(), coordinator.alarm)
+        case _:
+            commands = reply(coordinator, first[1], 15.0, 4.0, size=float("nan"))
+    (again,) = [command for command in commands if isinstance(command, Send)]
+    assert (again.worker, again.task.version) == ("a", 2)
+    if goes == "silent":  # what it began in an earlier round is of no use in this one
+        (refused,) = reply(coordinator, first[1], 16.0, 4.0)
+        assert isinstance(refused, Rejected)
+    assert coordinator.memory.samples == 16
+
+
+def test_a_partial_round_of_which_nothing_came_goes_on_with_others() -> None:
+    coordinator = partial(shards=2)
+    lost = send(coordinator, "a", 0.0)
+    coordinator.handle(Left("a"), 1.0)
+    shards = {send(coordinator, worker, 2.0).task.shard for worker in "bc"}
+    assert lost.task.shard in shards
+    assert coordinator.state.version == 0
+
+
+def test_a_partial_round_that_a_restart_broke_off_takes_on_workers_again() -> None:
+    coordinator = partial(shards=3)
+    sent = [send(coordinator, worker, 0.0) for worker in "ab"]
+    reply(coordinator, sent[0], 4.0, 4.0)
+    coordinator.handle(Restarted(), 5.0)
+    assert {send(coordinator, worker, 6.0).task.version for worker in "ab"} == {0}
+    assert coordinator.handle(Asked("c"), 6.0) == [Wait("c")]  # the third has answered
 
 
 def test_the_only_worker_left_may_confirm_its_own_long_update() -> None:

@@ -82,6 +82,6 @@ def choose(conditions: Conditions, size: int) -> Choice:
     if travel:
         why.append(f"a round trip takes {travel:.2g} steps")
     return Choice(
-        DiLoCo(steps=steps, momentum=momentum, learning_rate=rate),
+        DiLoCo(steps=steps, momentum=momentum, learning_rate=rate, participation="partial"),
         f"{', '.join(why)}: rounds of {steps} steps, outer momentum {momentum:g} and rate {rate:g}",
     )

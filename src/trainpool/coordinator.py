@@ -45,7 +45,7 @@ from trainpool.memory import Base, Lease, Ledger, Memory
 from trainpool.messages import Report, ShardId, Task, Update
 from trainpool.pace import Pace
 from trainpool.statistics import Statistics
-from trainpool.strategies.protocol import Assignment, Plan, Strategy
+from trainpool.strategies.protocol import Assignment, Plan, Rounds, Strategy
 from trainpool.units import Unit, Units
 from trainpool.vector import Layout, Vector
 
@@ -76,6 +76,7 @@ class Coordinator:
         answers in a row, more than there are workers, the run stops with the last reason.
         """
         self.strategy, self.plan, self.layout, self.seed, self.patience = strategy, plan, layout, seed, patience
+        self.rounds = strategy if isinstance(strategy, Rounds) and strategy.participation == "partial" else None
         self.bytes = vector.nbytes
         self.enter(strategy.init(vector[: layout.trainable], plan))
         self.memory = Memory(
@@ -156,7 +157,7 @@ class Coordinator:
                 memory.workers.clear()
                 memory.idle.clear()
                 memory.silent.clear()
-                memory.session, memory.misses, memory.done = memory.session + 1, 0, False
+                memory.session, memory.misses, memory.done, memory.gathered = memory.session + 1, 0, False, 0
                 return []
         raise TypeError(f"not an event: {event!r}")
 
@@ -217,7 +218,9 @@ class Coordinator:
         memory.pace.record(worker, report.seconds, steps, now - lease.since)
         rate = task.recipe.rate(task.progress)
         update = Update(delta, steps, samples, report.loss, task.version, staleness, rate, base)
+        version = self.state.version
         self.enter(self.strategy.merge(self.state, shard, update))
+        memory.gathered = memory.gathered + 1 if self.state.version == version else 0
         if buffers.size:
             memory.statistics.merge(self.layout, task.version, shard, samples, buffers)
         entry.accepted += 1
@@ -283,7 +286,11 @@ class Coordinator:
             self.silence(lease.worker)
         self.alarm = math.inf
         commands: list[Command] = []
-        if memory.idle:
+        gathering = self.rounds is not None and memory.gathered > 0
+        if gathering and not self.units.live:
+            self.close()
+            gathering = False
+        if memory.idle and not gathering:  # a partial round takes on nobody after its first answer
             units = self.units.take(len(memory.idle) + (asking is not None), self.wanted, self.state.version)
             workers = choose(units, memory, asking)
             for place, unit in enumerate(units):
@@ -292,11 +299,17 @@ class Coordinator:
                     self.alarm = now + ASKS
                 else:
                     commands.append(self.lease(workers[place], unit, now))
-            if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
-                commands += self.speculate(now)
+        if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
+            commands += self.speculate(now)
         if self.units.soonest < self.alarm:
             self.alarm = self.units.soonest
         return commands
+
+    def close(self) -> None:
+        """End a partial round: all whom it took on have answered, or are not expected to."""
+        assert self.rounds is not None
+        self.memory.gathered = 0
+        self.enter(self.rounds.close(self.state))
 
     def speculate(self, now: float) -> list[Command]:
         """Let idle workers copy what others are late with."""

@@ -84,6 +84,8 @@ class Memory:
     """Merged."""
     rejected: int = 0
     """Answers that were refused for what they held, or as too stale."""
+    gathered: int = 0
+    """Updates merged since the version last changed, or the coordinator restarted: those of the round under way."""
     copies: int = 0
     """Leases of a unit that another worker was late with."""
     loss: float = 0.0

@@ -28,7 +28,7 @@ from typing import ClassVar
 
 from trainpool.messages import Count, Fraction, Positive
 from trainpool.strategies.outer import Outer
-from trainpool.strategies.protocol import Plan
+from trainpool.strategies.protocol import Participation, Plan
 from trainpool.strategies.reducer import Average, Preset, Reducer, Weights
 
 __all__ = ["DiLoCo"]
@@ -54,6 +54,10 @@ class DiLoCo(Preset):
     weights: Weights = "uniform"
     """n_i: whether deltas count the same, or as the samples that they were trained on."""
 
+    participation: Participation = "full"
+    """Whether a round waits for every shard, or (`partial`) for the workers that are there: a task each, of the least
+    trained shards. A worker that joins in mid-round waits for the next one."""
+
     def reducer(self, plan: Plan) -> Reducer:
         """Rounds, and the Nesterov step."""
         outer = Outer("nesterov", self.learning_rate, self.momentum)
@@ -62,5 +66,6 @@ class DiLoCo(Preset):
             flexible=self.flexible,
             weights=self.weights,
             average=self.average,
+            limit=0 if self.participation == "partial" else None,
             outer=outer,
         )

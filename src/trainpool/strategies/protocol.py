@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -12,7 +12,21 @@ from trainpool.errors import ConfigError
 from trainpool.messages import Recipe, ShardId, Update
 from trainpool.vector import Vector
 
-__all__ = ["Assignment", "Plan", "ShardPlan", "State", "Strategy", "Tally", "Unfinished", "check", "misfit"]
+__all__ = [
+    "Assignment",
+    "Participation",
+    "Plan",
+    "Rounds",
+    "ShardPlan",
+    "State",
+    "Strategy",
+    "Tally",
+    "Unfinished",
+    "check",
+    "misfit",
+]
+
+Participation: TypeAlias = Literal["full", "partial"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +220,20 @@ class Strategy(Protocol[S]):
 
 
 AnyStrategy = Strategy[Any]
+
+
+@runtime_checkable
+class Rounds(Protocol):
+    """What a method has besides, whose rounds can do without some of the shards that they want."""
+
+    @property
+    def participation(self) -> Participation:
+        """`full`: a round waits for every shard that it wants. `partial`: for those that were leased before its first
+        answer came; who asks later waits for the next round, and so do the other shards.
+        """
+
+    def close(self, state: Any) -> Any:
+        """The state after a round's end with the updates that came, at least one."""
 
 
 def check(strategy: AnyStrategy) -> None:

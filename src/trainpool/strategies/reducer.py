@@ -195,20 +195,18 @@ class Reducer:
         missing = state.missing - 1
         full = missing == 0 or len(tally.finished) == len(state.plan.shards)
         ready, turn = self.ready(state, full)
-        state = structs.replace(
-            state,
-            turn=turn,
-            missing=missing,
-            weight=sum((item.weight for item in ready), state.weight),
-            length=sum((item.length for item in ready), state.length),
-            staleness=update.staleness,
-        )
+        state = structs.replace(weighed(state, ready), turn=turn, missing=missing, staleness=update.staleness)
         if full:
             return self.begin(self.step(state, ready))
         add(state.total, ready)
         if shard in held:  # the delta was lent until here
             held[shard][-1] = structs.replace(held[shard][-1], delta=update.delta.copy())
         return state
+
+    def close(self, state: State) -> State:
+        """End a round with the updates that came."""
+        ready = [item for shard in sorted(state.held) for item in state.held.pop(shard)]
+        return self.begin(self.step(weighed(state, ready), ready))
 
     def hold(self, update: Update) -> Held:
         """An update with its weights."""
@@ -264,6 +262,12 @@ class Reducer:
         return {"staleness": state.staleness} if self.buffer else {"round": state.version}
 
 
+def weighed(state: State, items: Sequence[Held]) -> State:
+    """The state with the weights of updates whose turn has come."""
+    weight = sum((item.weight for item in items), state.weight)
+    return structs.replace(state, weight=weight, length=sum((item.length for item in items), state.length))
+
+
 def add(total: Vector, items: Sequence[Held]) -> None:
     """total ← total + Σ scale_i Δ_i."""
 
@@ -316,6 +320,10 @@ class Preset(ABC):
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """See `Reducer.merge`."""
         return self.reducer(state.plan).merge(state, shard, update)
+
+    def close(self, state: State) -> State:
+        """See `Reducer.close`."""
+        return self.reducer(state.plan).close(state)
 
     def report(self, state: State) -> dict[str, float]:
         """See `Reducer.report`."""

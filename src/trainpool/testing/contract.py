@@ -23,7 +23,7 @@ from trainpool.journal import Journal
 from trainpool.messages import Recipe, ShardId, Update
 from trainpool.pools.protocol import Arrival
 from trainpool.pools.timing import carry
-from trainpool.strategies.protocol import AnyStrategy, Assignment, Plan
+from trainpool.strategies.protocol import AnyStrategy, Assignment, Participation, Plan, Rounds
 from trainpool.testing.pools import Fault, InProcessPool
 from trainpool.testing.problems import Logistic, Quadratic
 from trainpool.vector import Vector
@@ -113,9 +113,7 @@ class Spy:
     def merge(self, state: Any, shard: ShardId, update: Update) -> Any:
         assert np.isfinite(update.delta).all(), "an update with NaN reached merge()"
         assert shard in self.strategy.wanted(state), "merge() got a shard that was not wanted"
-        if self.reload:
-            tree, tensors = wire.decode(image(state), Any)
-            state = wire.unpack(type(state), tree, tensors)
+        state = self.loaded(state)
         version, before, delta = state.version, state.parameters.copy(), update.delta.copy()
         result = self.strategy.merge(state, shard, update)
         assert same(update.delta, delta), "merge() changed the update's delta"
@@ -128,6 +126,24 @@ class Spy:
         assert all(np.isfinite(value) for value in self.strategy.report(result).values()), "a report is not finite"
         self.merges += 1
         return result
+
+    @property
+    def participation(self) -> Participation:
+        return self.strategy.participation if isinstance(self.strategy, Rounds) else "full"
+
+    def close(self, state: Any) -> Any:
+        state = self.loaded(state)
+        assert isinstance(self.strategy, Rounds)
+        result = self.strategy.close(state)
+        assert result.version == state.version + 1, "close() did not end the round"
+        return result
+
+    def loaded(self, state: Any) -> Any:
+        """A state, after its way through bytes where that is wanted."""
+        if not self.reload:
+            return state
+        tree, tensors = wire.decode(image(state), Any)
+        return wire.unpack(type(state), tree, tensors)
 
     def report(self, state: Any) -> dict[str, float]:
         return self.strategy.report(state)
