@@ -11,6 +11,8 @@ machines can do together wherever they were tried. What has to follow the machin
                               a mean delta moves the model by η/(1-μ) of its length: so η/(1-μ) = n. Momentum does it
                               more gently than a large η, hence μ = 1 - 1/n, at most 0.9, and η = n(1-μ), at most 2.
 
+Rounds are partial (`participation`): they follow the machines as these come and go, which nobody knows beforehand.
+
 It has no settings of its own (--set): to choose one of these, name `diloco`.
 
 Citation: Douillard, A., Feng, Q., Rusu, A. A., et al.: "DiLoCo: Distributed Low-Communication Training of Language

@@ -17,6 +17,8 @@ Deviations and traps:
   starts anew with each task, where the paper's workers keep it.
 - Tasks last equally long, so a slow worker's have fewer steps. All deltas count the same, as in the paper: a shard's
   part of the run is its steps.
+- `participation="partial"` makes a round of the workers that are there, whatever the number of shards; the shards that
+  were trained least come first.
 - `average="rda"`, from "Decoupled DiLoCo", 2026, averages directions and norms apart, so that the
   step's length does not depend on how many shards answer. There it is taken of each tensor, here of the whole vector.
 - With few steps a task, successive deltas are alike and momentum adds them up: where training is unstable, lower η

@@ -4,8 +4,10 @@ Rule, with Δ_i the delta of task i, n_i its weight, τ_i its staleness, s(τ) t
 
     g ← Σ n_i s(τ_i) Δ_i / Σ n_i            w ← outer optimizer's step along the gradient g
 
-A *round* gathers one update of every unfinished shard, all of which begin at the round's w. A *buffer* gathers K
-updates of any shards, each begun at the w of its time; K = 1 steps at once. Published methods are settings of this.
+A *round* gathers one update of every unfinished shard, all of which begin at the round's w; a *partial* one, those of
+the workers that were there when it began (partial device participation: Li, X., Huang, K., Yang, W., Wang, S., Zhang,
+Z.: "On the Convergence of FedAvg on Non-IID Data", ICLR 2020). A *buffer* gathers K updates of any shards, each begun
+at the w of its time; K = 1 steps at once. Published methods are settings of this.
 
 The sum follows the order of the shards' names, and of arrival within a shard, so that the same updates give the same
 bits in whatever order they arrive. A round therefore keeps copies of the updates that arrive before their turn, and a
