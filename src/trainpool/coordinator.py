@@ -77,6 +77,7 @@ class Coordinator:
         """
         self.strategy, self.plan, self.layout, self.seed, self.patience = strategy, plan, layout, seed, patience
         self.rounds = strategy if isinstance(strategy, Rounds) and strategy.participation == "partial" else None
+        """The strategy, where its rounds are partial."""
         self.bytes = vector.nbytes
         self.enter(strategy.init(vector[: layout.trainable], plan))
         self.memory = Memory(

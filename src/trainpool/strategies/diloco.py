@@ -18,7 +18,7 @@ Deviations and traps:
 - Tasks last equally long, so a slow worker's have fewer steps. All deltas count the same, as in the paper: a shard's
   part of the run is its steps.
 - `participation="partial"` makes a round of the workers that are there, whatever the number of shards; the shards that
-  were trained least come first.
+  were trained least come first, and a worker that joins in mid-round waits for the next one.
 - `average="rda"`, from "Decoupled DiLoCo", 2026, averages directions and norms apart, so that the
   step's length does not depend on how many shards answer. There it is taken of each tensor, here of the whole vector.
 - With few steps a task, successive deltas are alike and momentum adds them up: where training is unstable, lower η
@@ -57,8 +57,7 @@ class DiLoCo(Preset):
     """n_i: whether deltas count the same, or as the samples that they were trained on."""
 
     participation: Participation = "full"
-    """Whether a round waits for every shard, or (`partial`) for the workers that are there: a task each, of the least
-    trained shards. A worker that joins in mid-round waits for the next one."""
+    """Whether a round waits for every shard, or (`partial`) is of the workers that are there, a task each."""
 
     def reducer(self, plan: Plan) -> Reducer:
         """Rounds, and the Nesterov step."""
