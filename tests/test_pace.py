@@ -72,6 +72,9 @@ def test_flexible_tasks_last_as_long_as_the_fastest_workers() -> None:
     assert [pace.fit(worker, 8) for worker in ("fast", "half", "slow", "new")] == [8, 4, 1, 3]
     pace.record("far", 1.0, 10, elapsed=1.4)  # as fast, but 0.4 s of transfer
     assert pace.fit("far", 8) == 4
+    for _ in range(9):
+        pace.record("far", 1.0, 10)  # late answers: they say nothing of the way
+    assert pace.fit("far", 8) == 4
 
 
 def test_equal_workers_get_every_step_of_a_flexible_task() -> None:

@@ -317,6 +317,24 @@ def test_a_partial_round_does_not_wait_for_who_goes(goes: str) -> None:
     assert coordinator.memory.samples == 16
 
 
+def test_a_partial_round_gives_up_who_is_late_and_a_refused_answer_tells_its_speed() -> None:
+    coordinator = begin(DiLoCo(steps=8, participation="partial"), shards=2, steps=400, pace=Pace(probe=8))
+    now = measured(coordinator, fast=1.0, slow=2.0)
+    fast, slow = (send(coordinator, worker, now) for worker in ("fast", "slow"))
+    assert (fast.task.steps, slow.task.steps) == (8, 4)
+    reply(coordinator, fast, now + 8, 8.0)
+    assert coordinator.handle(Asked("fast"), now + 8) == [Wait("fast")]
+    assert coordinator.alarm == now + 16
+    (again,) = coordinator.handle(Tick(), coordinator.alarm)
+    assert isinstance(again, Send)
+    assert again.task.version == fast.task.version + 1
+    assert coordinator.memory.copies == 0
+    (refused,) = reply(coordinator, slow, now + 40, 40.0)
+    assert refused == Rejected("slow", slow.task.id, "the model has moved on by 1 versions; 0 are allowed")
+    assert coordinator.memory.pace.step_seconds("slow") == 10.0
+    assert send(coordinator, "slow", now + 40).task.steps == 1
+
+
 def test_a_partial_round_of_which_nothing_came_goes_on_with_others() -> None:
     coordinator = partial(shards=2)
     lost = send(coordinator, "a", 0.0)

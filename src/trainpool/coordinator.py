@@ -20,7 +20,7 @@ from typing import Any
 
 from trainpool import rng, wire
 from trainpool.admission import Admission
-from trainpool.dispatch import COPIED, choose, copy
+from trainpool.dispatch import COPIED, choose, copy, late
 from trainpool.errors import MessageError
 from trainpool.events import (
     SUPERSEDED,
@@ -191,9 +191,11 @@ class Coordinator:
         entry = unit.ledger
         staleness = self.state.version - task.version
         stopping: list[Command] = []
-        if task.offset != entry.samples or shard not in self.wanted:
+        superseded = task.offset != entry.samples or shard not in self.wanted
+        stale = lease.limit is not None and staleness > lease.limit
+        if superseded:
             reason: str | None = SUPERSEDED
-        elif lease.limit is not None and staleness > lease.limit:
+        elif stale:
             reason = f"the model has moved on by {staleness} versions; {lease.limit} are allowed"
             memory.rejected += 1
         elif reason := memory.admission.judge(
@@ -212,8 +214,8 @@ class Coordinator:
         if reason is not None:
             self.units.drop(lease)
             entry.rejected += 1
-            if reason is SUPERSEDED and math.isfinite(report.seconds) and memory.pace.step_seconds(worker) is None:
-                # Who is overtaken before its speed is known would be so again and again. How late it was says nothing.
+            if (superseded or stale) and math.isfinite(report.seconds):
+                # Else who is late because its speed is unknown, or no longer what it was, would be so again and again.
                 memory.pace.record(worker, report.seconds, steps)
             return [Rejected(worker, task.id, reason), *stopping]
         memory.pace.record(worker, report.seconds, steps, now - lease.since)
@@ -282,16 +284,10 @@ class Coordinator:
             memory.done, self.alarm = True, math.inf
             return [Finished()]
         for lease in self.units.expire(now):
-            lease.overdue = True
-            memory.ledger[lease.task.shard].overdue += 1
-            self.silence(lease.worker)
+            self.give_up(lease)
         self.alarm = math.inf
         commands: list[Command] = []
-        gathering = self.rounds is not None and memory.gathered > 0
-        if gathering and not self.units.live:
-            self.close()
-            gathering = False
-        if memory.idle and not gathering:  # a partial round takes on nobody after its first answer
+        if memory.idle and not self.gathering(now):
             units = self.units.take(len(memory.idle) + (asking is not None), self.wanted, self.state.version)
             workers = choose(units, memory, asking)
             for place, unit in enumerate(units):
@@ -306,11 +302,30 @@ class Coordinator:
             self.alarm = self.units.soonest
         return commands
 
-    def close(self) -> None:
-        """End a partial round: all whom it took on have answered, or are not expected to."""
-        assert self.rounds is not None
-        self.memory.gathered = 0
+    def give_up(self, lease: Lease) -> None:
+        """Wait no longer for an answer, which may still come."""
+        lease.overdue = True
+        self.memory.ledger[lease.task.shard].overdue += 1
+        self.silence(lease.worker)
+
+    def gathering(self, now: float) -> bool:
+        """Whether a partial round takes on nobody any more, since its first answer has come, and waits for the others.
+
+        It ends here when nobody is left to wait for.
+        """
+        memory, units = self.memory, self.units
+        if self.rounds is None or not memory.gathered:
+            return False
+        if len(units.live) <= COPIED:
+            leases, self.alarm = late(units.live, memory.pace, now)
+            for lease in leases:
+                units.retire(lease)
+                self.give_up(lease)
+        if units.live:
+            return True
+        memory.gathered = 0
         self.enter(self.rounds.close(self.state))
+        return False
 
     def speculate(self, now: float) -> list[Command]:
         """Let idle workers copy what others are late with."""
@@ -318,11 +333,11 @@ class Coordinator:
         self.alarm = min(self.alarm, alarm)
         self.memory.copies += len(copies)
         commands: list[Command] = []
-        for worker, unit, late in copies:
-            lease = unit.leases[0]
-            if late:
+        for each in copies:
+            lease = each.unit.leases[0]
+            if each.late:
                 self.silence(lease.worker)
-            commands.append(self.lease(worker, unit, now, lease.task.steps))
+            commands.append(self.lease(each.worker, each.unit, now, lease.task.steps))
         return commands
 
     def lease(self, worker: WorkerId, unit: Unit, now: float, steps: int | None = None) -> Send:

@@ -7,14 +7,15 @@ from itertools import islice
 from typing import NamedTuple
 
 from trainpool.events import WorkerId
-from trainpool.memory import Memory
+from trainpool.memory import Lease, Memory
 from trainpool.messages import ShardId
+from trainpool.pace import Pace
 from trainpool.units import Unit
 
-__all__ = ["COPIED", "Copy", "choose", "copy"]
+__all__ = ["COPIED", "Copy", "choose", "copy", "late"]
 
 COPIED = 64
-"""Units still out, at most, when idle workers begin to look for one to copy: the last of a round."""
+"""Units still out, at most, when those that are late are looked for: the last of a round."""
 COPIERS = 8
 """Idle workers, the longest idle first, that look at a time; besides one for each late unit."""
 
@@ -51,6 +52,19 @@ def choose(units: Collection[Unit], memory: Memory, asking: WorkerId | None) -> 
         if doubt is not None and workers[place] == doubt.worker and place + 1 < len(workers):
             workers[place], workers[place + 1] = workers[place + 1], workers[place]
     return workers
+
+
+def late(live: Iterable[Unit], pace: Pace, now: float) -> tuple[list[Lease], float]:
+    """The leases that have taken twice the time that was expected, and when the next one will have."""
+    leases, alarm = [], math.inf
+    for unit in live:
+        for lease in unit.leases:
+            expected = pace.expected(lease.worker, lease.task.steps)
+            if expected is not None and now >= lease.since + 2 * expected:
+                leases.append(lease)
+            elif expected is not None:
+                alarm = min(alarm, lease.since + 2 * expected)
+    return leases, alarm
 
 
 def copy(live: Iterable[Unit], memory: Memory, wanted: Collection[ShardId], now: float) -> tuple[list[Copy], float]:

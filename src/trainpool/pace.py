@@ -75,13 +75,18 @@ class Pace:
     slowest: float = 0.0
     """The most seconds a step that any worker's median was: what is assumed of one that is unknown."""
 
-    def record(self, worker: str, seconds: float, steps: int, elapsed: float = 0.0) -> None:
-        """A worker computed `steps` in `seconds`, and its answer came `elapsed` seconds after the task was sent."""
+    def record(self, worker: str, seconds: float, steps: int, elapsed: float | None = None) -> None:
+        """A worker computed `steps` in `seconds`, and its answer came `elapsed` seconds after the task was sent.
+
+        None where it says nothing of the way, as when the answer came too late.
+        """
         speed = self.measured.get(worker)
         if speed is None:
             speed = self.measured[worker] = Speed()
         if seconds < 1e-6:
             seconds = 1e-6
+        if elapsed is None:
+            elapsed = seconds + speed.overhead
         speed.add(seconds / steps, elapsed - seconds if elapsed > seconds else 0.0)
         step = speed.step
         if step > self.slowest:
