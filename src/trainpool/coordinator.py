@@ -214,7 +214,7 @@ class Coordinator:
         if reason is not None:
             self.units.drop(lease)
             entry.rejected += 1
-            if (superseded or stale) and math.isfinite(report.seconds):
+            if (superseded or (stale and self.rounds)) and math.isfinite(report.seconds):
                 # Else who is late because its speed is unknown, or no longer what it was, would be so again and again.
                 memory.pace.record(worker, report.seconds, steps)
             return [Rejected(worker, task.id, reason), *stopping]
