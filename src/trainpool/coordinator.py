@@ -287,7 +287,7 @@ class Coordinator:
             self.give_up(lease)
         self.alarm = math.inf
         commands: list[Command] = []
-        if memory.idle and not self.gathering(now):
+        if memory.idle and not self.waits(now):
             units = self.units.take(len(memory.idle) + (asking is not None), self.wanted, self.state.version)
             workers = choose(units, memory, asking)
             for place, unit in enumerate(units):
@@ -308,10 +308,10 @@ class Coordinator:
         self.memory.ledger[lease.task.shard].overdue += 1
         self.silence(lease.worker)
 
-    def gathering(self, now: float) -> bool:
-        """Whether a partial round takes on nobody any more, since its first answer has come, and waits for the others.
+    def waits(self, now: float) -> bool:
+        """Whether a partial round waits for the rest of those whom it took on, and takes on nobody else until it ends.
 
-        It ends here when nobody is left to wait for.
+        That is from its first answer on; it ends here, when nobody is left to wait for.
         """
         memory, units = self.memory, self.units
         if self.rounds is None or not memory.gathered:
