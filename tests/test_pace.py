@@ -69,7 +69,8 @@ def test_flexible_tasks_last_as_long_as_the_fastest_workers() -> None:
     pace = Pace(probe=3)
     for worker, seconds in (("fast", 1.0), ("half", 2.0), ("slow", 30.0)):
         pace.record(worker, seconds, 10)
-    assert [pace.fit(worker, 8) for worker in ("fast", "half", "slow", "new")] == [8, 4, 1, 3]
+    assert [pace.fit(worker, 8) for worker in ("fast", "half", "slow")] == [8, 4, 1]
+    assert [pace.fit("new", steps) for steps in (8, 60, 1000)] == [1, 2, 3]  # as the slowest, and never over the probe
     pace.record("far", 1.0, 10, elapsed=1.4)  # as fast, but 0.4 s of transfer
     assert pace.fit("far", 8) == 4
     for _ in range(9):

@@ -126,15 +126,18 @@ class Pace:
     def fit(self, worker: str, steps: int) -> int:
         """Steps that take this worker as long as `steps` take the fastest one, transfers included; at least one.
 
+        Of an unknown worker it is assumed that it is as slow as the slowest known one, so that nobody waits for it.
         Liu et al. 2024, "Asynchronous Local-SGD Training for Language Modeling", section 5: dynamic local updates.
         """
         speed = self.measured.get(worker)
-        if speed is None:
-            return min(steps, self.probe)
-        if self.fastest is None:
+        if self.fastest is None and self.measured:
             self.fastest = min(self.measured, key=lambda name: self.measured[name].step)
+        if self.fastest is None:
+            return min(steps, self.probe)
         best = self.measured[self.fastest]
         duration = best.overhead + steps * best.step
+        if speed is None:
+            return min(steps, self.probe, max(1, int(duration / self.slowest + 1e-6)))
         return min(steps, max(1, int((duration - speed.overhead) / speed.step + 1e-6)))
 
     def expected(self, worker: str, steps: int) -> float | None:
