@@ -73,6 +73,7 @@ class Machine(RuleBasedStateMachine):
         self.log.append((event, self.now, delta, buffers))
         copies = [None if array is None else array.copy() for array in (delta, buffers)]
         done, before = self.coordinator.memory.done, self.image() if isinstance(event, Returned) else b""
+        version = self.coordinator.state.version
         commands = self.coordinator.handle(event, self.now, *copies)
         for command in commands:
             match command:
@@ -89,7 +90,10 @@ class Machine(RuleBasedStateMachine):
                     self.samples[task.shard] += report.samples
                 case Rejected(_, _, reason):
                     assert reason
-                    assert self.image() == before or self.coordinator.rounds  # whose round may end then
+                    if self.coordinator.rounds and self.coordinator.state.version > version:
+                        assert self.coordinator.state.version == version + 1  # a partial round ended with it
+                    else:
+                        assert self.image() == before
                 case Wait(worker):
                     assert worker in self.coordinator.memory.idle
                 case Finished() | Stopped():

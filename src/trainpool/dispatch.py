@@ -16,6 +16,8 @@ __all__ = ["COPIED", "Copy", "choose", "copy", "late"]
 
 COPIED = 64
 """Units still out, at most, when those that are late are looked for: the last of a round."""
+LATE = 2.0
+"""Times its expected duration after which a task is late."""
 COPIERS = 8
 """Idle workers, the longest idle first, that look at a time; besides one for each late unit."""
 
@@ -26,7 +28,7 @@ class Copy(NamedTuple):
     worker: WorkerId
     unit: Unit
     late: bool
-    """Whether the other one has taken twice the time that was expected."""
+    """Whether the other one is late; otherwise it is only much slower."""
 
 
 def choose(units: Collection[Unit], memory: Memory, asking: WorkerId | None) -> list[WorkerId]:
@@ -55,15 +57,18 @@ def choose(units: Collection[Unit], memory: Memory, asking: WorkerId | None) -> 
 
 
 def late(live: Iterable[Unit], pace: Pace, now: float) -> tuple[list[Lease], float]:
-    """The leases that have taken twice the time that was expected, and when the next one will have."""
+    """The leases that are late, and when the next one will be."""
     leases, alarm = [], math.inf
     for unit in live:
         for lease in unit.leases:
             expected = pace.expected(lease.worker, lease.task.steps)
-            if expected is not None and now >= lease.since + 2 * expected:
+            if expected is None:
+                continue
+            due = lease.since + LATE * expected
+            if now >= due:
                 leases.append(lease)
-            elif expected is not None:
-                alarm = min(alarm, lease.since + 2 * expected)
+            else:
+                alarm = min(alarm, due)
     return leases, alarm
 
 
@@ -81,10 +86,11 @@ def copy(live: Iterable[Unit], memory: Memory, wanted: Collection[ShardId], now:
             expected = pace.expected(lease.worker, lease.task.steps)
             if expected is None:
                 continue
-            if now >= lease.since + 2 * expected:
+            due = lease.since + LATE * expected
+            if now >= due:
                 found.append((lease.task.id, math.inf, unit))
                 continue
-            alarm = min(alarm, lease.since + 2 * expected)
+            alarm = min(alarm, due)
             if lease.since + expected > now:  # otherwise it should be here in a moment
                 found.append((lease.task.id, lease.since + expected, unit))
     found.sort()
