@@ -283,23 +283,25 @@ class Coordinator:
         if self.complete:
             memory.done, self.alarm = True, math.inf
             return [Finished()]
-        for lease in self.units.expire(now):
-            self.give_up(lease)
+        units = self.units
+        if now >= units.soonest:
+            for lease in units.expire(now):
+                self.give_up(lease)
         self.alarm = math.inf
         commands: list[Command] = []
-        if memory.idle and not self.waits(now):
-            units = self.units.take(len(memory.idle) + (asking is not None), self.wanted, self.state.version)
-            workers = choose(units, memory, asking)
-            for place, unit in enumerate(units):
+        if memory.idle and not (self.rounds and self.waits(self.rounds, now)):
+            taken = units.take(len(memory.idle) + (asking is not None), self.wanted, self.state.version)
+            workers = choose(taken, memory, asking)
+            for place, unit in enumerate(taken):
                 if workers[place] == asking:
-                    self.units.open(unit)
+                    units.open(unit)
                     self.alarm = now + ASKS
                 else:
                     commands.append(self.lease(workers[place], unit, now))
-        if memory.idle and memory.pace.speculate and len(self.units.live) <= COPIED:
+        if memory.idle and memory.pace.speculate and len(units.live) <= COPIED:
             commands += self.speculate(now)
-        if self.units.soonest < self.alarm:
-            self.alarm = self.units.soonest
+        if units.soonest < self.alarm:
+            self.alarm = units.soonest
         return commands
 
     def give_up(self, lease: Lease) -> None:
@@ -308,13 +310,13 @@ class Coordinator:
         self.memory.ledger[lease.task.shard].overdue += 1
         self.silence(lease.worker)
 
-    def waits(self, now: float) -> bool:
+    def waits(self, rounds: Rounds, now: float) -> bool:
         """Whether a partial round waits for the rest of those whom it took on, and takes on nobody else until it ends.
 
         That is from its first answer on; it ends here, when nobody is left to wait for.
         """
         memory, units = self.memory, self.units
-        if self.rounds is None or not memory.gathered:
+        if not memory.gathered:
             return False
         if len(units.live) <= COPIED:
             leases, self.alarm = late(units.live, memory.pace, now)
@@ -324,7 +326,7 @@ class Coordinator:
         if units.live:
             return True
         memory.gathered = 0
-        self.enter(self.rounds.close(self.state))
+        self.enter(rounds.close(self.state))
         return False
 
     def speculate(self, now: float) -> list[Command]:

@@ -93,10 +93,17 @@ def copy(live: Iterable[Unit], memory: Memory, wanted: Collection[ShardId], now:
             alarm = min(alarm, due)
             if lease.since + expected > now:  # otherwise it should be here in a moment
                 found.append((lease.task.id, lease.since + expected, unit))
+    if not found:
+        return [], alarm
     found.sort()
     late = sum(until == math.inf for _, until, _ in found)
+    longest = max(until for _, until, _ in found)
+    fewest = min(unit.leases[0].task.steps for _, _, unit in found)
     copies = []
     for worker in islice(memory.idle, COPIERS + late):
+        least = pace.expected(worker, fewest)
+        if least is None or now + 2 * least >= longest:
+            continue  # nothing is slow enough: a look at each would find none
         for place, (_, until, unit) in enumerate(found):
             own = pace.expected(worker, unit.leases[0].task.steps)
             if own is not None and now + 2 * own < until:

@@ -127,12 +127,10 @@ class Units:
                 self.open(unit)
 
     def expire(self, now: float) -> list[Lease]:
-        """The leases that became overdue, whose units are open now: a look at all of them, when there may be one.
+        """The leases that became overdue, whose units are open now: a look at all of them, of use from `soonest` on.
 
         A heap of deadlines would ask more of every lease, and nearly all end long before theirs.
         """
-        if now < self.soonest:
-            return []
         leases = [lease for unit in self.live for lease in unit.leases]
         overdue = [lease for lease in leases if lease.deadline <= now]
         overdue.sort(key=lambda lease: (lease.deadline, lease.task.id))

@@ -26,7 +26,7 @@ import numpy as np
 from msgspec import structs
 
 from trainpool.messages import Count, Fraction, NotNegative, Positive, ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
+from trainpool.strategies.protocol import Assignment, Plan, Tally, check
 from trainpool.strategies.reducer import cautious
 from trainpool.vector import CHUNK, Vector, share
 
@@ -76,11 +76,11 @@ class DCASGD:
         """Start from the given parameters with MS = 0."""
         check(self)
         squares = np.zeros_like(parameters if self.compensation == "adaptive" else parameters[:0])
-        return State(plan, parameters.copy(), 0, squares, Tally(), 0)
+        return State(plan, parameters.copy(), 0, squares, Tally.of(plan), 0)
 
     def wanted(self, state: State) -> Collection[ShardId]:
         """Every shard with steps left."""
-        return Unfinished(state.plan, state.tally)
+        return state.tally.left
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """The current parameters, at a constant rate; they are needed again when the answer comes."""

@@ -30,7 +30,7 @@ import numpy as np
 from msgspec import Meta
 
 from trainpool.messages import Count, NotNegative, Positive, ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
+from trainpool.strategies.protocol import Assignment, Plan, Tally, check
 from trainpool.vector import CHUNK, Vector, share
 
 __all__ = ["Downpour"]
@@ -79,7 +79,7 @@ class Downpour:
         """Start from the given parameters with G = 0."""
         check(self)
         squares = np.zeros_like(parameters if self.server == "adagrad" else parameters[:0])
-        return State(plan, parameters.copy(), 0, squares, Tally(), 0)
+        return State(plan, parameters.copy(), 0, squares, Tally.of(plan), 0)
 
     def warming(self, state: State) -> bool:
         """Whether one replica still trains alone."""
@@ -87,8 +87,8 @@ class Downpour:
 
     def wanted(self, state: State) -> Collection[ShardId]:
         """Every shard with steps left; the least trained one alone during the warm start."""
-        shards = Unfinished(state.plan, state.tally)
-        return [shard for shard in (shards.least(),) if shard] if self.warming(state) else shards
+        tally = state.tally
+        return [shard for shard in (tally.least(state.plan),) if shard] if self.warming(state) else tally.left
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """The current parameters."""

@@ -31,7 +31,7 @@ from msgspec import structs
 
 from trainpool.errors import ConfigError
 from trainpool.messages import Count, NotNegative, ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
+from trainpool.strategies.protocol import Assignment, Plan, Tally, check
 from trainpool.vector import CHUNK, Vector, share
 
 __all__ = ["EASGD"]
@@ -72,11 +72,11 @@ class EASGD:
         if self.beta > len(plan.shards):
             raise ConfigError(f"easgd: beta: must not be above the number of shards, {len(plan.shards)}")
         replicas = {shard.id: parameters.copy() for shard in plan.shards}
-        return State(plan, parameters.copy(), 0, replicas, Tally())
+        return State(plan, parameters.copy(), 0, replicas, Tally.of(plan))
 
     def wanted(self, state: State) -> Collection[ShardId]:
         """Every shard with steps left."""
-        return Unfinished(state.plan, state.tally)
+        return state.tally.left
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """The shard's replica."""

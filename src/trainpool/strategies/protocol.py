@@ -1,8 +1,8 @@
 """What a strategy is: the types between a published method and the coordinator that runs it."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -21,7 +21,6 @@ __all__ = [
     "State",
     "Strategy",
     "Tally",
-    "Unfinished",
     "check",
     "misfit",
 ]
@@ -99,50 +98,32 @@ class Plan:
 class Tally:
     """What was merged so far: the part of a state that most methods share. `merge` may change it in place."""
 
-    steps: dict[ShardId, int] = field(default_factory=dict)
-    """Merged steps of each shard; a shard that was never trained may be absent."""
+    left: dict[ShardId, int]
+    """The steps that each shard has left, in the plan's order; of the unfinished shards alone."""
     samples: int = 0
     """Merged samples over all shards."""
-    finished: dict[ShardId, None] = field(default_factory=dict)
-    """Shards that have no steps left."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Tally":
+        """Nothing was merged yet."""
+        return cls({shard.id: shard.steps for shard in plan.shards})
 
     def add(self, plan: Plan, shard: ShardId, steps: int) -> None:
-        """Count a merged update."""
-        part = plan.index[shard]
-        merged = self.steps[shard] = self.steps.get(shard, 0) + steps
-        self.samples += steps * part.batch
-        if merged >= part.steps:
-            self.finished[shard] = None
-
-    def left(self, plan: Plan, shard: ShardId) -> int:
-        """The steps that a shard has left."""
-        return plan[shard].steps - self.steps.get(shard, 0)
+        """Count a merged update of an unfinished shard."""
+        left = self.left[shard] - steps
+        if left > 0:
+            self.left[shard] = left
+        else:
+            del self.left[shard]
+        self.samples += steps * plan.index[shard].batch
 
     def progress(self, plan: Plan) -> float:
         """The part of the budget that is done, 0 to 1."""
         return self.samples / plan.budget
 
-
-class Unfinished(Collection[ShardId]):
-    """The shards with steps left, in the plan's order: a view of a tally that answers `in` and `len` at once."""
-
-    __slots__ = ("finished", "index", "steps")
-
-    def __init__(self, plan: Plan, tally: Tally) -> None:
-        self.index, self.steps, self.finished = plan.index, tally.steps, tally.finished
-
-    def __contains__(self, shard: Any) -> bool:
-        return shard not in self.finished and shard in self.index
-
-    def __len__(self) -> int:
-        return len(self.index) - len(self.finished)
-
-    def __iter__(self) -> Iterator[ShardId]:
-        return (shard for shard in self.index if shard in self)
-
-    def least(self) -> ShardId | None:
-        """The one of which the smallest part was trained; None when there is none."""
-        return min(self, key=lambda shard: self.steps.get(shard, 0) / self.index[shard].steps, default=None)
+    def least(self, plan: Plan) -> ShardId | None:
+        """The unfinished shard of which the smallest part was trained; None when there is none."""
+        return max(self.left, key=lambda shard: self.left[shard] / plan[shard].steps, default=None)
 
 
 class Assignment(msgspec.Struct, frozen=True, gc=False):
@@ -204,8 +185,8 @@ class Strategy(Protocol[S]):
     def wanted(self, state: S) -> Collection[ShardId]:
         """The shards whose update would help now; none when the run is finished.
 
-        A list will do; with thousands of shards a collection that answers `in` and `len` without listing them is
-        faster, such as `Unfinished`. It is asked once a state, after `init` and after every `merge`. While the version
+        A list will do; with thousands of shards a collection that answers `in` and `len` without a search is faster,
+        such as `Tally.left`. It is asked once a state, after `init` and after every `merge`. While the version
         stays, a shard may leave the collection but not enter it.
         """
 

@@ -29,7 +29,7 @@ from msgspec import structs
 
 from trainpool.messages import ShardId, Update
 from trainpool.strategies.outer import Outer
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
+from trainpool.strategies.protocol import Assignment, Plan, Tally, check
 from trainpool.vector import CHUNK, Vector, norm, share
 
 __all__ = ["Average", "Discount", "Held", "Preset", "Reducer", "State", "Weights", "cautious"]
@@ -107,18 +107,17 @@ class State(msgspec.Struct, frozen=True):
     """Of the last update, in versions."""
 
 
-class Missing(Unfinished):
+class Missing(Collection[ShardId]):
     """The unfinished shards that have not answered in a round: a view of its state."""
 
     def __init__(self, state: State) -> None:
-        super().__init__(state.plan, state.tally)
         self.state = state
 
     def __contains__(self, shard: object) -> bool:
         state, shards = self.state, self.state.plan.shards
         # Sums follow the names: all shards before the one whose turn it is have answered, or have no steps left.
         turned = state.turn == len(shards) or str(shard) < shards[state.turn].id
-        return not turned and shard not in state.held and super().__contains__(shard)
+        return not turned and shard not in state.held and shard in state.tally.left
 
     def __len__(self) -> int:
         return self.state.missing
@@ -158,7 +157,7 @@ class Reducer:
         plan = replace(plan, shards=tuple(sorted(plan.shards, key=lambda shard: shard.id)))
         summed = self.buffer is None or self.average == "rda"
         total = np.zeros_like(parameters if summed else parameters[:0])
-        return self.begin(State(plan, parameters.copy(), 0, Tally(), *self.outer.moments(parameters), total))
+        return self.begin(State(plan, parameters.copy(), 0, Tally.of(plan), *self.outer.moments(parameters), total))
 
     def begin(self, state: State) -> State:
         """The state before the first update of a round or a buffer. A round costs a look at every shard."""
@@ -166,14 +165,14 @@ class Reducer:
         if self.buffer:
             return structs.replace(state, missing=self.buffer)
         plan, tally = state.plan, state.tally
-        parts = [(part, left) for part in plan.shards if (left := tally.left(plan, part.id)) > 0]
+        parts = [(part, left) for part in plan.shards if (left := tally.left.get(part.id, 0))]
         samples = sum(min(self.steps, left) * part.batch for part, left in parts)
         pace = samples / (self.steps * plan.budget) if self.steps else 0.0
         return structs.replace(state, missing=len(parts), progress=tally.progress(plan), pace=pace)
 
     def wanted(self, state: State) -> Collection[ShardId]:
         """Every unfinished shard; in rounds, those of them that have not answered."""
-        return Unfinished(state.plan, state.tally) if self.buffer else Missing(state)
+        return state.tally.left if self.buffer else Missing(state)
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """The current parameters, for H steps."""
@@ -195,7 +194,7 @@ class Reducer:
         tally.add(state.plan, shard, update.steps)
         held.setdefault(shard, []).append(self.hold(update))
         missing = state.missing - 1
-        full = missing == 0 or len(tally.finished) == len(state.plan.shards)
+        full = missing == 0 or not tally.left
         ready, turn = self.ready(state, full)
         state = structs.replace(weighed(state, ready), turn=turn, missing=missing, staleness=update.staleness)
         if full:
@@ -225,7 +224,7 @@ class Reducer:
             return [item for shard in sorted(held if full else ()) for item in held.pop(shard)], turn
         while turn < len(plan.shards):
             shard = plan.shards[turn].id
-            if shard not in held and state.tally.left(plan, shard) > 0:
+            if shard not in held and shard in state.tally.left:
                 break
             items += held.pop(shard, [])
             turn += 1

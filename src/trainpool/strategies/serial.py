@@ -20,7 +20,7 @@ import numpy as np
 from msgspec import structs
 
 from trainpool.messages import Count, ShardId, Update
-from trainpool.strategies.protocol import Assignment, Plan, Tally, Unfinished, check
+from trainpool.strategies.protocol import Assignment, Plan, Tally, check
 from trainpool.vector import Vector
 
 __all__ = ["Serial"]
@@ -52,11 +52,11 @@ class Serial:
     def init(self, parameters: Vector, plan: Plan) -> State:
         """Start from the given parameters."""
         check(self)
-        return State(plan, parameters.copy(), 0, Tally())
+        return State(plan, parameters.copy(), 0, Tally.of(plan))
 
     def wanted(self, state: State) -> Collection[ShardId]:
         """The least trained shard, alone."""
-        shard = Unfinished(state.plan, state.tally).least()
+        shard = state.tally.least(state.plan)
         return () if shard is None else (shard,)
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
