@@ -90,9 +90,10 @@ class Units:
 
     def add(self, unit: Unit, lease: Lease, *, live: bool = True) -> None:
         """A unit was leased."""
-        self.held[lease.worker] = (*self.held.get(lease.worker, ()), lease)
+        one = (lease,)
+        self.held[lease.worker] = self.held.get(lease.worker, ()) + one
         if live:
-            unit.leases = (*unit.leases, lease)
+            unit.leases += one
             self.live[unit] = None
             if lease.deadline < self.soonest:
                 self.soonest = lease.deadline
