@@ -110,7 +110,7 @@ def batches(coordinator: Coordinator, data: Data, number: int, batch: int = 0) -
     """The batches of a shard, one a step, as the coordinator's tasks would name them."""
     shard = list(data)[number]
     x, y = data[shard]["x"], data[shard]["y"]
-    for rows in rng.batches(coordinator.seeds[shard], len(y), 0, 10_000, batch or len(y)):
+    for rows in rng.batches(coordinator.units.units[shard].seed, len(y), 0, 10_000, batch or len(y)):
         yield x[rows], y[rows]
 
 

@@ -149,7 +149,7 @@ def test_without_staleness_downpour_is_the_serial_method() -> None:
     data, ends = shards(9, 9, 9), []
     for strategy in (Serial(), downpour(server="sgd", steps=5)):
         coordinator = system(mlp(), data, strategy, CONSTANT, 12, pace=Pace(target=5.0))  # 5 steps at 1 a second
-        coordinator.rank = {shard: place for place, shard in enumerate(data)}  # the order in which Serial asks
+        coordinator.order.sort(key=lambda entry: [*data].index(entry[0].id))  # the order in which Serial asks
         coordinator.units = coordinator.index()
         kernel = TorchKernel(mlp(), torch.nn.functional.cross_entropy)
         assert simulate(coordinator, InProcessPool(kernel, data.__getitem__, workers=1)) == "finished"

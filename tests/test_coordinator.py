@@ -69,7 +69,7 @@ def test_a_worker_that_asks_gets_a_self_contained_task() -> None:
     command = send(coordinator, "w")
     task = command.task
     assert (task.version, task.offset, task.batch, task.steps) == (0, 0, 2, 5)
-    assert task.seed == coordinator.seeds[task.shard]
+    assert task.seed == coordinator.units.units[task.shard].seed
     assert command.parameters.tolist() == [0, 0, 0]
     assert command.buffers.tolist() == [0, 0]
     assert coordinator.memory.ledger[task.shard].leased == 1
@@ -78,7 +78,7 @@ def test_a_worker_that_asks_gets_a_self_contained_task() -> None:
 def test_the_order_of_shards_is_the_seeds() -> None:
     first = {send(begin(seed=seed), "w").task.shard for seed in range(20)}
     assert first == set(IDS)
-    assert len({coordinator.seeds[IDS[0]] for coordinator in (begin(seed=s) for s in range(20))}) == 20
+    assert len({coordinator.units.units[IDS[0]].seed for coordinator in (begin(seed=s) for s in range(20))}) == 20
 
 
 def test_each_worker_gets_a_shard_of_its_own_and_the_rest_waits() -> None:

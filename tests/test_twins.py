@@ -155,7 +155,7 @@ def test_in_step_a_linear_rule_is_a_round_along_the_sum_and_with_delay_differs(n
 def in_turn(net: Any, data: Data, strategy: AnyStrategy, how: Recipe, steps: int) -> Coordinator:
     """A run whose workers begin one after another, each when the one before was merged."""
     coordinator = system(net(), data, strategy, how, steps, pace=Pace(target=float(STEPS)))
-    coordinator.rank = {shard: place for place, shard in enumerate(data)}  # the order in which Serial asks
+    coordinator.order.sort(key=lambda entry: [*data].index(entry[0].id))  # the order in which Serial asks
     coordinator.units = coordinator.index()
     kernel, trainable, now = TorchKernel(net(), torch.nn.functional.cross_entropy), coordinator.layout.trainable, 0.0
     while not coordinator.memory.done:

@@ -18,6 +18,8 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
+
 from trainpool import rng, wire
 from trainpool.admission import Admission
 from trainpool.dispatch import COPIED, choose, copy, late
@@ -80,17 +82,18 @@ class Coordinator:
         """The strategy, where its rounds are partial."""
         self.bytes = vector.nbytes
         self.enter(strategy.init(vector[: layout.trainable], plan))
+        # The order in which equally trained shards are offered: seeded, so that no shard is first by its name. What is
+        # remembered of shards is made in this order, and mostly lies so in memory: with very many, caches notice.
+        rank = rng.permutation(rng.key(rng.derive(seed, 0)), len(plan.shards))
+        shards = [plan.shards[place] for place in np.argsort(rank).tolist()]
+        seeds = rng.derive_each(seed, [number_of(shard.id) for shard in shards])
+        self.order = [*zip(shards, seeds, strict=True)]
         self.memory = Memory(
-            ledger={shard.id: Ledger() for shard in plan.shards},
+            ledger={shard.id: Ledger() for shard in shards},
             statistics=Statistics(vector[layout.trainable :].copy()),
             admission=admission or Admission(),
             pace=pace or Pace(),
         )
-        # The order in which equally trained shards are offered: seeded, so that no shard is first by its name.
-        rank = rng.permutation(rng.key(rng.derive(seed, 0)), len(plan.shards)).tolist()
-        self.rank = {shard.id: place for shard, place in zip(plan.shards, rank, strict=True)}
-        seeds = rng.derive_each(seed, [number_of(shard.id) for shard in plan.shards])
-        self.seeds = {shard.id: each for shard, each in zip(plan.shards, seeds, strict=True)}
         self.units = self.index()
         self.alarm = math.inf
         """When there may be something to do even if nothing happens before: a `Tick` then is soon enough."""
@@ -103,8 +106,8 @@ class Coordinator:
 
     def index(self) -> Units:
         """Where every unit stands, from the leases and the ledger."""
-        ledger, rank, seeds = self.memory.ledger, self.rank, self.seeds
-        units = (Unit(part, ledger[part.id], rank[part.id], seeds[part.id]) for part in self.plan.shards)
+        ledger = self.memory.ledger
+        units = (Unit(part, ledger[part.id], rank, seed) for rank, (part, seed) in enumerate(self.order))
         return Units(units, self.memory.leases)
 
     def handle(

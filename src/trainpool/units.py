@@ -39,9 +39,9 @@ class Units:
     """
 
     def __init__(self, units: Iterable[Unit], leases: Mapping[int, Lease]) -> None:
-        """Where all stands, with `leases` by the task's number."""
+        """Where all stands; `units` come by their rank, `leases` by the task's number."""
         self.units = {unit.part.id: unit for unit in units}
-        self.ranked = sorted(self.units.values(), key=lambda unit: unit.rank)
+        self.ranked = [*self.units.values()]
         self.queue: list[int] = []
         """A heap of the open ones' ranks, and above their 32 bits the part of the shard's steps that is done: a number
         each, since comparing pairs is what would take most of the time."""

@@ -118,7 +118,7 @@ class DCASGD:
                 w[part] -= move
 
         share(w.size, step)
-        state.tally.add(state.plan, shard, update.steps)
+        state.tally.add(shard, update)
         return structs.replace(state, version=state.version + 1, staleness=update.staleness)
 
     def report(self, state: State) -> dict[str, float]:

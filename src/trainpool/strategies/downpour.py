@@ -105,7 +105,7 @@ class Downpour:
             accrued /= update.steps
         rate = self.learning_rate * update.rate / plan.recipe.learning_rate
         share(w.size, partial(self.step, w, G, update.delta, accrued, rate, self.warming(state)))
-        state.tally.add(plan, shard, update.steps)
+        state.tally.add(shard, update)
         return State(plan, w, state.version + 1, G, state.tally, update.staleness)
 
     def step(

@@ -100,7 +100,7 @@ class EASGD:
                 centre[part] += d
 
         share(x.size, exchange)
-        state.tally.add(state.plan, shard, update.steps)
+        state.tally.add(shard, update)
         return structs.replace(state, version=state.version + 1)
 
     def report(self, state: State) -> dict[str, float]:

@@ -108,14 +108,14 @@ class Tally:
         """Nothing was merged yet."""
         return cls({shard.id: shard.steps for shard in plan.shards})
 
-    def add(self, plan: Plan, shard: ShardId, steps: int) -> None:
+    def add(self, shard: ShardId, update: Update) -> None:
         """Count a merged update of an unfinished shard."""
-        left = self.left[shard] - steps
+        left = self.left[shard] - update.steps
         if left > 0:
             self.left[shard] = left
         else:
             del self.left[shard]
-        self.samples += steps * plan.index[shard].batch
+        self.samples += update.samples
 
     def progress(self, plan: Plan) -> float:
         """The part of the budget that is done, 0 to 1."""

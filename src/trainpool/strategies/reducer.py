@@ -191,7 +191,7 @@ class Reducer:
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Gather an update; step when the round is complete or the buffer is full."""
         tally, held = state.tally, state.held
-        tally.add(state.plan, shard, update.steps)
+        tally.add(shard, update)
         held.setdefault(shard, []).append(self.hold(update))
         missing = state.missing - 1
         full = missing == 0 or not tally.left

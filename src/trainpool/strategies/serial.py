@@ -67,7 +67,7 @@ class Serial:
     def merge(self, state: State, shard: ShardId, update: Update) -> State:
         """Move to where the task ended."""
         np.subtract(state.parameters, update.delta, out=state.parameters)
-        state.tally.add(state.plan, shard, update.steps)
+        state.tally.add(shard, update)
         return structs.replace(state, version=state.version + 1)
 
     def report(self, state: State) -> dict[str, float]:
