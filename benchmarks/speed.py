@@ -264,7 +264,7 @@ def simulate(machines: int) -> tuple[float, float]:
 
 def simulation(runs: int) -> None:
     """Point 5, each in a fresh interpreter."""
-    for machines in (1000, 100_000):
+    for machines in (64, 1000, 100_000):
         found = []
         for _ in range(runs if machines < 10_000 else 1):
             command = [sys.executable, __file__, "--machines", str(machines)]

@@ -8,7 +8,7 @@ from html import escape
 from trainpool import report_plots as plots
 from trainpool.question import Question
 from trainpool.results import REFERENCE, Results, Row
-from trainpool.tables import COLUMNS, Units, bandwidth, headline, notes, percent, size
+from trainpool.tables import COLUMNS, Units, bandwidth, headline, notes, passes, percent, size
 from trainpool.trial import Outcome, Trial
 
 __all__ = ["command", "report"]
@@ -227,7 +227,7 @@ def facts(question: Question, results: Results) -> str:
     pairs = {
         "model and data": question.experiment or f"{question.model}, {question.data}, {question.loss}",
         "target": f"{100 * question.target:.6g} % test accuracy",
-        "budget": f"{question.epochs:g} passes over the training data, evaluated every {question.evaluate_every:g}",
+        "budget": f"{passes(question.epochs)} over the training data, evaluated every {question.evaluate_every:g}",
         "machines": machines,
         "throughput": f"{results.capacity.total:,.0f} samples/s together, {results.capacity.ideal:.2f} times the best",
         "network": bandwidth(m.bandwidth) + (f", {1000 * m.latency:g} ms" if m.latency else ""),

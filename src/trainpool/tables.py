@@ -7,7 +7,7 @@ import msgspec
 
 from trainpool.results import REFERENCE, Results, Row, Spread
 
-__all__ = ["COLUMNS", "Column", "Units", "bandwidth", "headline", "measured", "notes", "percent", "size"]
+__all__ = ["COLUMNS", "Column", "Units", "bandwidth", "headline", "measured", "notes", "passes", "percent", "size"]
 
 COARSE = 0.3
 """The part of a time that may pass between two evaluations before the table says what helps."""
@@ -27,6 +27,11 @@ def size(count: float | None) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def passes(epochs: float) -> str:
+    """A budget for a person."""
+    return "1 pass" if epochs == 1 else f"{epochs:g} passes"
 
 
 def plain(value: float) -> str:
@@ -191,7 +196,7 @@ def headline(results: Results) -> str:
     best = results.rows[0]
     if best.seconds.median is None:
         most = max(results.rows, key=lambda row: row.accuracy.median or 0.0)
-        end = f"no method reached {target} in most seeds within {results.epochs:g} passes over the data"
+        end = f"no method reached {target} in most seeds within {passes(results.epochs)} over the data"
         came = f"; {most.method} came closest, with {percent(most.accuracy.median)}" if most.accuracy.median else ""
         alone = "did not either" if serial.seconds.median is None else f"did, in {units.spread(serial.seconds)}"
         return f"{end[0].upper()}{end[1:]}{came}. The best single machine {alone}."
