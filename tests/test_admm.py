@@ -394,3 +394,13 @@ def test_inexact_solves_still_end_at_the_optimum(steps: int, gap: float) -> None
     for _ in range(60):
         state = gradient_round(admm, quadratic, state, steps)
     assert np.abs(state.parameters - quadratic.optimum).max() < gap
+
+
+def test_a_report_leaves_out_a_ratio_to_no_tolerance() -> None:
+    strategy = ADMM(absolute_tolerance=0.0, rounds=2)
+    parameters = np.zeros(3, np.float64)
+    plan = Plan.of({"a": 8}, Recipe(batch_size=8), 2)
+    state = strategy.init(parameters, plan)
+    state = strategy.merge(state, "a", Update(np.ones(3), 1, 8, 0.0, 0, 0, 0.1))
+    assert all(np.isfinite(number) for number in strategy.report(state).values())
+    assert "dual_ratio" not in strategy.report(state)

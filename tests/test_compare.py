@@ -1,7 +1,8 @@
 """Comparisons: what is asked, which trials follow, what survives an interruption, and what the numbers mean."""
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -270,8 +271,10 @@ def test_the_table_says_what_was_never_reached() -> None:
         ),
         ({REFERENCE: [15.0, 16], "a": [5.0, 7.0], "b": [6.5, 8.0]}, ("b may be as fast",)),
         ({REFERENCE: [5.0], "a": [9.0]}, ("No method was sooner", "80 % in 5 s; the nearest was a, in 9 s")),
+        ({REFERENCE: [30.0, None, None], "a": [9.0] * 3}, ("the best single machine only did in 1 of 3 seeds within",)),
+        ({REFERENCE: [30.0, None, None], "a": [33.0, 20.0, None]}, ("a reached 80 % in 33 s; the best single",)),
         ({REFERENCE: [None], "a": [9.0]}, ("a reached 80 % in 9 s; the best single machine never did",)),
-        ({REFERENCE: [5.0], "a": [None]}, ("No method reached 80 % in most seeds within 1 pass over the data", "a came closest, with 70.0 %", "did, in 5 s")),
+        ({REFERENCE: [5.0], "a": [None]}, ("80 % in most seeds within 1 pass over", "a came closest", "did, in 5 s")),
         ({REFERENCE: [15.0] * 3, "a": [5.0, 6.0, None]}, ("Only 2 of 3 seeds reached it",)),
     ],
 )
@@ -322,6 +325,28 @@ def test_the_grid_has_one_seed_and_the_best_rate_has_all(performed: list[Trial],
     assert found.rows[0].method == "downpour"
     assert [point.rate for point in found.rows[0].grid] == [0.1, 0.3, 0.5]
     assert not found.rows[0].edge
+
+
+def test_a_base_rate_that_is_missing_beside_extensions_is_trained(
+    performed: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, hands = question(rates=(0.05, 0.1)), []
+
+    @contextlib.contextmanager
+    def nobody(question: Question, cache: Path, count: int, log: Path) -> Iterator[None]:
+        hands.append(count)
+        raise KeyboardInterrupt
+        yield
+
+    compare(asked, tmp_path / "c", make=fake)
+    for label in asked.labels:
+        (tmp_path / "c" / "trials" / f"{label}-lr0.1-seed0.json").unlink()
+    monkeypatch.setattr(comparing, "crew", nobody)
+    with pytest.raises(KeyboardInterrupt):
+        compare(asked, tmp_path / "c", processes=8)
+    assert hands == [len(asked.labels)]
+    with pytest.raises(ConfigError, match="processes must be 0"):
+        compare(asked, tmp_path / "c", processes=-1)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def test_a_trace_says_who_is_there_and_how_fast(tmp_path: Path) -> None:
         ("worker,time,event,value\na,0,jion,1\n", "line 2: no event 'jion' .did you mean 'join'"),
         ("worker,time,event,value\na,x,join,1\n", "line 2: time and value must be numbers, not 'x'"),
         ("worker,time,event,value\na,-1,join,1\n", "line 2: time must be 0 or more seconds"),
+        ("\ufeffworker,time,event,value\na,0,join,\n", "line 2: a joins without a speed"),  # as Excel saves it
         ("worker,time,event,value\na,0,join,\n", "line 2: a joins without a speed"),
         ("worker,time,event,value\na,0,join,0\n", "line 2: a speed must be above 0"),
         ("worker,time,event,value\na,0,speed,\n", "line 2: a speed must be above 0 samples a second, not nothing"),

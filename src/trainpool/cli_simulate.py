@@ -240,7 +240,7 @@ def compare(
     with polite(debug):
         options.finite(context.params)
         options.needs_torch()
-        from trainpool.compare import RESULTS, check, read_question
+        from trainpool.compare import QUESTION, RESULTS, check, read_question
         from trainpool.compare import compare as answer
         from trainpool.question import differences
 
@@ -259,7 +259,9 @@ def compare(
             try:
                 found = answer(question, folder, cache=options.cache_of(cache), follower=screen, processes=processes)
             except KeyboardInterrupt:
-                screen.say(f"Stopped; what is finished is kept. Continue with: trainpool compare --out {folder}")
+                begun = (folder / QUESTION).exists()
+                kept = f"what is finished is kept. Continue with: trainpool compare --out {folder}"
+                screen.say(f"Stopped; {kept if begun else 'nothing was begun yet: repeat the command.'}")
                 raise
         if as_json:
             typer.echo((folder / RESULTS).read_text())

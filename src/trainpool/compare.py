@@ -24,7 +24,7 @@ import msgspec
 from trainpool import __version__, wire
 from trainpool.config import source_digest
 from trainpool.crew import News, crew, perform
-from trainpool.errors import RunError
+from trainpool.errors import ConfigError, RunError
 from trainpool.journal import disk
 from trainpool.machines import digest
 from trainpool.pools.local import cores
@@ -106,6 +106,8 @@ def compare(
     from trainpool.data import default_cache
     from trainpool.report import report
 
+    if processes < 0:
+        raise ConfigError(f"processes must be 0 (one a core) or more, not {processes}")
     home = Path(out)
     check(home, question)
     place = default_cache() if cache is None else Path(cache)
@@ -156,7 +158,9 @@ def trials(
             yield (outcome := perform(question, trial, make, cache))
             ended(outcome)
         return
-    with crew(question, cache, min(processes or cores(), expected(question, done) - len(done)), log) as hands:
+    # A base rate may be missing where extensions of the grid are done: what waits is then more than what is expected.
+    most = max(len(waiting), expected(question, done) - len(done))
+    with crew(question, cache, min(processes or cores(), most), log) as hands:
         while waiting or hands.busy:
             while waiting and hands.free:
                 yield waiting[0]

@@ -99,7 +99,8 @@ def words(folder: Path, found: dict[str, Any]) -> dict[str, str]:
             if found["target_seconds"] is not None
             else f"{goal} was never reached within the budget"
         )
-        rows = {"test accuracy": rows.pop("test accuracy"), "target": when, **rows}
+        title = next(iter(rows))  # the loss, where there is no accuracy
+        rows = {title: rows.pop(title), "target": when, **rows}
     return rows
 
 

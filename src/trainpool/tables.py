@@ -201,8 +201,9 @@ def headline(results: Results) -> str:
         alone = "did not either" if serial.seconds.median is None else f"did, in {units.spread(serial.seconds)}"
         return f"{end[0].upper()}{end[1:]}{came}. The best single machine {alone}."
     time = f"{units.time(best.seconds.median)} {units.name}"
-    if best.speedup.median is None or best.share is None:
-        text = f"{best.method} reached {target} in {time}; the best single machine never did within the budget."
+    if best.speedup.median is None or best.share is None or serial.seconds.median is None:
+        alone = f"only did in {serial.reached} of {serial.seeds} seeds" if serial.reached else "never did"
+        text = f"{best.method} reached {target} in {time}; the best single machine {alone} within the budget."
     elif best.speedup.median > 1:
         text = (
             f"{best.method} reached {target} in {time}, {best.speedup.median:.1f} times sooner than the best single "

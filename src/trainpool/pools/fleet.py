@@ -237,7 +237,7 @@ def read_trace(path: Path) -> tuple[tuple[str, ...], list[float], tuple[Change, 
         ConfigError: the file, or one of its lines, cannot be read.
     """
     try:
-        rows = list(csv.reader(path.read_text().splitlines()))
+        rows = list(csv.reader(path.read_text("utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the trace {path} cannot be read: {error}") from error
     if not rows or [cell.strip() for cell in rows[0]] != HEADER:

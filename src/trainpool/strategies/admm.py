@@ -213,5 +213,10 @@ class ADMM:
         if state.residuals is not None:
             r = state.residuals
             numbers |= {"primal_residual": r.primal, "dual_residual": r.dual}
-            numbers |= {"primal_ratio": r.primal / r.primal_tolerance, "dual_ratio": r.dual / r.dual_tolerance}
+            for name, residual, tolerance in (
+                ("primal_ratio", r.primal, r.primal_tolerance),
+                ("dual_ratio", r.dual, r.dual_tolerance),
+            ):
+                if tolerance:  # with an absolute tolerance of 0 and a dual of 0 there is none to compare with
+                    numbers[name] = residual / tolerance
         return numbers
