@@ -30,7 +30,7 @@ def size(count: float | None) -> str:
 
 
 def passes(epochs: float) -> str:
-    """A budget for a person."""
+    """A budget, in passes over the data, for a person."""
     return "1 pass" if epochs == 1 else f"{epochs:g} passes"
 
 
