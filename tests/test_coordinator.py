@@ -170,7 +170,7 @@ def test_an_overdue_unit_is_offered_again_and_the_first_answer_wins() -> None:
     assert reply(coordinator, slow, 103.0) == [Rejected("slow", slow.task.id, "another worker answered first")]
     entry = coordinator.memory.ledger[IDS[0]]
     assert (entry.leased, entry.accepted, entry.rejected, entry.overdue) == (2, 1, 1, 1)
-    assert coordinator.memory.misses == 0  # to be late is no sign that nothing works
+    assert coordinator.memory.misses == {}  # to be late is no sign that nothing works
 
 
 def test_an_overdue_answer_that_comes_first_counts() -> None:
@@ -221,6 +221,21 @@ def test_too_many_misses_stop_the_run_with_the_last_reason() -> None:
     (stopped,) = coordinator.handle(Failed("w", task.task.id, "no space"), 0.0)
     assert stopped == Stopped("4 answers in a row were unusable; the last one because no space")
     assert coordinator.handle(Asked("w"), 1.0) == []
+
+
+def test_a_worker_that_always_fails_does_not_stop_a_run_while_another_computes() -> None:
+    coordinator = begin(patience=3)
+    good = send(coordinator, "good")
+    for _ in range(20):
+        task = send(coordinator, "bad")
+        assert coordinator.handle(Failed("bad", task.task.id, "no memory"), 1.0) == []
+    assert isinstance(reply(coordinator, good)[0], Accepted)
+    for _ in range(20):
+        task = send(coordinator, "bad")
+        commands = coordinator.handle(Failed("bad", task.task.id, "no memory"), 1.0)
+        if commands:
+            break
+    assert commands == [Stopped("5 answers in a row were unusable; the last one because no memory")]
 
 
 def test_misses_are_counted_in_a_row_and_against_the_number_of_workers() -> None:

@@ -161,7 +161,8 @@ class Coordinator:
                 memory.workers.clear()
                 memory.idle.clear()
                 memory.silent.clear()
-                memory.session, memory.misses, memory.done, memory.gathered = memory.session + 1, 0, False, 0
+                memory.misses.clear()
+                memory.session, memory.done, memory.gathered = memory.session + 1, False, 0
                 return []
         raise TypeError(f"not an event: {event!r}")
 
@@ -212,16 +213,18 @@ class Coordinator:
             alone=len(memory.workers) - len(memory.silent) == 1,
         ):
             memory.rejected += 1
-            stopping = self.miss(reason)
+            stopping = self.miss(worker, reason)
         base = self.drop(lease)
         if reason is not None:
             self.units.drop(lease)
             entry.rejected += 1
-            if (superseded or (stale and self.rounds)) and math.isfinite(report.seconds):
+            if (superseded or stale) and math.isfinite(report.seconds):
                 # Else who is late because its speed is unknown, or no longer what it was, would be so again and again.
-                memory.pace.record(worker, report.seconds, steps)
+                memory.pace.record(worker, min(report.seconds, now - lease.since), steps)
             return [Rejected(worker, task.id, reason), *stopping]
-        memory.pace.record(worker, report.seconds, steps, now - lease.since)
+        elapsed = now - lease.since
+        seconds = report.seconds if report.seconds < elapsed else elapsed  # no worker computes longer than it was away
+        memory.pace.record(worker, seconds, steps, elapsed)
         rate = task.recipe.rate(task.progress)
         update = Update(delta, steps, samples, report.loss, task.version, staleness, rate, base)
         version = self.state.version
@@ -233,7 +236,8 @@ class Coordinator:
         entry.steps += steps
         entry.samples += samples
         self.units.merge(unit, lease)
-        memory.misses = 0
+        if memory.misses:
+            memory.misses.clear()
         memory.updates += 1
         memory.samples += samples
         memory.staleness += staleness
@@ -248,7 +252,7 @@ class Coordinator:
         self.drop(lease)
         self.units.drop(lease)
         self.memory.ledger[lease.task.shard].failed += 1
-        return self.miss(reason)
+        return self.miss(worker, reason)
 
     def lose(self, worker: WorkerId) -> None:
         """Take back what a worker that left was doing."""
@@ -267,13 +271,20 @@ class Coordinator:
             del self.memory.bases[lease.task.version]
         return base.parameters
 
-    def miss(self, reason: str) -> list[Command]:
-        """Count a failed or rejected answer: one bad worker is put up with, a run where nothing works is not."""
-        self.memory.misses += 1
-        if self.memory.misses <= max(self.patience, 2 * len(self.memory.workers)):
+    def miss(self, worker: WorkerId, reason: str) -> list[Command]:
+        """Count a failed or rejected answer: one bad worker is put up with, a run where nothing works is not.
+
+        While a worker that has not missed since the last accepted answer is at a task, something may yet work.
+        """
+        memory = self.memory
+        memory.misses[worker] = memory.misses.get(worker, 0) + 1
+        count = sum(memory.misses.values())
+        if count <= max(self.patience, 2 * len(memory.workers)):
             return []
-        self.memory.done = True
-        return [Stopped(f"{self.memory.misses} answers in a row were unusable; the last one because {reason}")]
+        if any(lease.worker not in memory.misses for unit in self.units.live for lease in unit.leases):
+            return []
+        memory.done = True
+        return [Stopped(f"{count} answers in a row were unusable; the last one because {reason}")]
 
     def offer(self, now: float, asking: WorkerId | None = None) -> list[Command]:
         """Give idle workers the open units; finish when there is none and none will come.
@@ -293,14 +304,16 @@ class Coordinator:
         self.alarm = math.inf
         commands: list[Command] = []
         if memory.idle and not (self.rounds and self.waits(self.rounds, now)):
-            taken = units.take(len(memory.idle) + (asking is not None), self.wanted, self.state.version)
-            workers = choose(taken, memory, asking)
-            for place, unit in enumerate(taken):
-                if workers[place] == asking:
+            count = len(memory.idle) + (asking is not None) + len(memory.admission.doubts)
+            taken = units.take(count, self.wanted, self.state.version)
+            for unit, worker in zip(taken, choose(taken, memory, asking), strict=True):
+                if worker is None:
+                    units.open(unit)
+                elif worker == asking:
                     units.open(unit)
                     self.alarm = now + ASKS
                 else:
-                    commands.append(self.lease(workers[place], unit, now))
+                    commands.append(self.lease(worker, unit, now))
         if memory.idle and memory.pace.speculate and len(units.live) <= COPIED:
             commands += self.speculate(now)
         if units.soonest < self.alarm:

@@ -31,11 +31,12 @@ class Copy(NamedTuple):
     """Whether the other one is late; otherwise it is only much slower."""
 
 
-def choose(units: Collection[Unit], memory: Memory, asking: WorkerId | None) -> list[WorkerId]:
-    """A worker for each unit, and perhaps one more: of the idle ones and the one that is about to ask."""
+def choose(units: Collection[Unit], memory: Memory, asking: WorkerId | None) -> list[WorkerId | None]:
+    """A worker for each unit: of the idle ones and the one that is about to ask. None where there is none for it."""
     if not units:
         return []
-    if asking is None and len(memory.idle) == 1:
+    doubts = memory.admission.doubts
+    if asking is None and len(memory.idle) == 1 and not doubts:
         return [*memory.idle]
     # The fastest first: the least trained shards go to those who train them furthest.
     # Of very many idle ones, those who wait longest: a look at all, for one shard, would cost too much.
@@ -47,13 +48,20 @@ def choose(units: Collection[Unit], memory: Memory, asking: WorkerId | None) -> 
         unknown = slowness(asking) or math.inf
     seconds = {worker: slowness(worker) or unknown for worker in candidates}
     workers = heapq.nsmallest(len(units) + 1, candidates, key=seconds.__getitem__)
-    # Whose answer is doubted does not get the same task again.
-    doubts = memory.admission.doubts
-    for place, unit in enumerate(units if doubts else ()):
+    if not doubts:
+        return [*workers[: len(units)]]
+    # Whose answer is doubted does not get the same task again, while another is there to ask, or will be.
+    chosen: list[WorkerId | None] = []
+    for unit in units:
         doubt = doubts.get(unit.part.id)
-        if doubt is not None and workers[place] == doubt.worker and place + 1 < len(workers):
-            workers[place], workers[place + 1] = workers[place + 1], workers[place]
-    return workers
+        barred = None if doubt is None else doubt.worker
+        worker = next((worker for worker in workers if worker != barred), None)
+        if worker is None and not any(one.worker != barred and not one.overdue for one in memory.leases.values()):
+            worker = barred if barred in workers else None
+        if worker is not None:
+            workers.remove(worker)
+        chosen.append(worker)
+    return chosen
 
 
 def late(live: Iterable[Unit], pace: Pace, now: float) -> tuple[list[Lease], float]:

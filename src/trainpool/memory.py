@@ -78,8 +78,8 @@ class Memory:
     next_task: int = 0
     session: int = 0
     """How often the coordinator was restarted: part of every task's number, so that none is used twice."""
-    misses: int = 0
-    """Failed or rejected answers since the last accepted one."""
+    misses: dict[WorkerId, int] = field(default_factory=dict)
+    """Each worker's failed or rejected answers since the last accepted one of any."""
     samples: int = 0
     """Merged."""
     rejected: int = 0
