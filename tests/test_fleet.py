@@ -224,3 +224,14 @@ def test_a_fleet_is_described_in_json(tmp_path: Path) -> None:
     assert (described["up"], described["down"], described["churn"]) == (1e6, None, 0.1)
     for each in (made, fleet(trace=trace(tmp_path, TRACE))):
         assert msgspec.convert(msgspec.to_builtins(each), Fleet) == each
+
+
+def test_random_numbers_are_kept_for_few_blocks_and_a_machine_that_is_behind_gets_the_same() -> None:
+    made = fleet(3, lost=0.1)
+    together = Availability(made)
+    ahead = [*itertools.islice(together.luck(0), 5000)]
+    behind = [*itertools.islice(together.luck(1), 100)]
+    assert max(len(kept) for kept in together.blocks.values()) == 2
+    alone = Availability(made)
+    assert behind == [*itertools.islice(alone.luck(1), 100)]
+    assert ahead == [*itertools.islice(alone.luck(0), 5000)]

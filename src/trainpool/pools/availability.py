@@ -17,6 +17,8 @@ CYCLE = 30.0
 PRESENCE, HIDING, LUCK = range(1, 4)  # what random numbers are for: streams of their own
 GROUP, ROW = 256, 8
 """Machines, and numbers of each, that one call of the generator draws: singly each would cost a thousand times more."""
+KEPT = 2
+"""Blocks of a group that are kept for those of its machines that come to them later."""
 
 
 class Session(NamedTuple):
@@ -36,27 +38,31 @@ class Availability:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.keys = [rng.fold(rng.key(fleet.seed), purpose) for purpose in range(LUCK + 1)]
-        self.blocks: dict[tuple[int, int, int], tuple[np.ndarray[Any, Any], list[int]]] = {}
+        self.blocks: dict[tuple[int, int], dict[int, np.ndarray[Any, Any]]] = {}
+        """The newest of each purpose and group, by number: `[GROUP, ROW]`."""
         self.changes: dict[int, list[Change]] = {}
         for change in fleet.trace:
             self.changes.setdefault(change.worker, []).append(change)
 
     def numbers(self, purpose: int, machine: int) -> Iterator[float]:
-        """One machine's random numbers for one purpose, in (0, 1), drawn for many machines at a time."""
+        """One machine's random numbers for one purpose, in (0, 1), drawn for many machines at a time.
+
+        A machine that is far behind the others of its group draws its own again: blocks are not kept for it.
+        """
         group, place = divmod(machine, GROUP)
-        block = 0
-        while True:
-            name = (purpose, group, block)
-            if name not in self.blocks:
-                drawn = uniform(self.keys[purpose], ((block << 24) + group) * GROUP * ROW, GROUP * ROW)
-                users = min(GROUP, len(self.fleet) - group * GROUP)
-                self.blocks[name] = drawn.reshape(GROUP, ROW), [users]
-            drawn, left = self.blocks[name]
-            left[0] -= 1
-            if not left[0]:
-                del self.blocks[name]
-            yield from drawn[place].tolist()
-            block += 1
+        key, kept = self.keys[purpose], self.blocks.setdefault((purpose, group), {})
+        for block in itertools.count():
+            start = ((block << 24) + group) * GROUP * ROW
+            if block in kept:
+                row = kept[block][place]
+            elif kept and block < min(kept):
+                row = uniform(key, start + place * ROW, ROW)
+            else:
+                kept[block] = uniform(key, start, GROUP * ROW).reshape(GROUP, ROW)
+                if len(kept) > KEPT:
+                    del kept[min(kept)]
+                row = kept[block][place]
+            yield from row.tolist()
 
     def sessions(self, machine: int) -> Iterator[Session]:
         """The stays of a machine, in order."""
