@@ -69,7 +69,7 @@ class LeastSquares:
             if state.rho != rho:
                 rho = state.rho
                 factors = self.factors({i: admm.assign(state, i).rho for i in self.parts})
-            for shard in admm.wanted(state):
+            for shard in [*admm.wanted(state)]:
                 task = admm.assign(state, shard)
                 delta = task.parameters - self.solve(factors, shard, task)
                 state = admm.merge(state, shard, Update(delta, 1, 1, 0.0, state.version, 0, 1.0))
@@ -322,7 +322,7 @@ FULL = Recipe(learning_rate=RATE, batch_size=0, schedule="constant")
 
 def gradient_round(admm: Any, quadratic: Quadratic, state: Any, steps: int, recipe: Recipe = FULL) -> Any:
     """A round of `steps` full-batch steps on every shard."""
-    for number, shard in enumerate(admm.wanted(state)):
+    for number, shard in enumerate([*admm.wanted(state)]):
         assignment = admm.assign(state, shard)
         samples = quadratic.sizes[shard]
         task = Task(

@@ -220,10 +220,11 @@ class Coordinator:
             entry.rejected += 1
             if (superseded or stale) and math.isfinite(report.seconds):
                 # Else who is late because its speed is unknown, or no longer what it was, would be so again and again.
-                memory.pace.record(worker, min(report.seconds, now - lease.since), steps)
+                memory.pace.record(worker, min(report.seconds, now - lease.since + memory.pace.grace), steps)
             return [Rejected(worker, task.id, reason), *stopping]
-        elapsed = now - lease.since
-        seconds = report.seconds if report.seconds < elapsed else elapsed  # no worker computes longer than it was away
+        elapsed, seconds = now - lease.since, report.seconds
+        if seconds > elapsed:  # no worker computes longer than its task was away, but for its clock
+            seconds = min(seconds, elapsed + memory.pace.grace)
         memory.pace.record(worker, seconds, steps, elapsed)
         rate = task.recipe.rate(task.progress)
         update = Update(delta, steps, samples, report.loss, task.version, staleness, rate, base)

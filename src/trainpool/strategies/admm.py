@@ -71,9 +71,9 @@ class State(msgspec.Struct, frozen=True):
     duals: dict[ShardId, Vector]
     """u_i: [trainable] each."""
     solutions: dict[ShardId, Vector]
-    """x_i: [trainable] each; of this round where `answered`, otherwise of an earlier one."""
-    answered: tuple[ShardId, ...]
-    """The shards that answered in this round."""
+    """x_i: [trainable] each; of an earlier round where `missing`, otherwise of this one."""
+    missing: dict[ShardId, None]
+    """The shards that have not answered in this round. `merge` changes it in place."""
     residuals: Residuals | None
     """Of the last round."""
 
@@ -112,14 +112,15 @@ class ADMM:
         check(self)
         duals = {shard.id: np.zeros_like(parameters) for shard in plan.shards}
         solutions = {shard.id: np.zeros_like(parameters) for shard in plan.shards}
-        return State(plan, parameters.copy(), 0, plan.rounds(self.rounds), self.rho, duals, solutions, (), None)
+        rounds, missing = plan.rounds(self.rounds), everyone(plan)
+        return State(plan, parameters.copy(), 0, rounds, self.rho, duals, solutions, missing, None)
 
     def wanted(self, state: State) -> Collection[ShardId]:
         """The shards that this round still misses."""
         agreed = self.stop and state.residuals is not None and state.residuals.met
         if state.version == state.rounds or agreed:
             return ()
-        return [shard.id for shard in state.plan.shards if shard.id not in state.answered]
+        return state.missing
 
     def assign(self, state: State, shard: ShardId) -> Assignment:
         """Start at z, anchored at z - u_i, with ρ in units of the shard's own mean loss."""
@@ -138,8 +139,8 @@ class ADMM:
                 np.subtract(z[part], update.delta[part], out=x[part])
 
         share(z.size, keep)
-        state = structs.replace(state, answered=(*state.answered, shard))
-        return state if len(state.answered) < len(state.plan.shards) else self.agree(state)
+        del state.missing[shard]
+        return state if state.missing else self.agree(state)
 
     def agree(self, state: State) -> State:
         """The z and u updates of a complete round."""
@@ -187,7 +188,7 @@ class ADMM:
             primal_tolerance=floor + self.relative_tolerance * max(x_square, N * z_square) ** 0.5,
             dual_tolerance=floor + self.relative_tolerance * R * u_square**0.5,
         )
-        state = structs.replace(state, version=state.version + 1, answered=(), residuals=residuals)
+        state = structs.replace(state, version=state.version + 1, missing=everyone(state.plan), residuals=residuals)
         return self.balance(state) if state.version <= self.balance_rounds else state
 
     def prox(self, mean: Vector, rho: float) -> Vector:
@@ -220,3 +221,8 @@ class ADMM:
                 if tolerance:  # with an absolute tolerance of 0 and a dual of 0 there is none to compare with
                     numbers[name] = residual / tolerance
         return numbers
+
+
+def everyone(plan: Plan) -> dict[ShardId, None]:
+    """The shards of a round that begins."""
+    return {shard.id: None for shard in plan.shards}
