@@ -19,7 +19,7 @@ import numpy as np
 from trainpool import strategies, wire
 from trainpool.coordinator import Coordinator
 from trainpool.errors import ConfigError
-from trainpool.events import Accepted, Asked, Finished, Left, Rejected, Send, Stopped
+from trainpool.events import Accepted, Asked, Failed, Finished, Left, Rejected, Send, Stopped
 from trainpool.kernels.protocol import Arrays, KernelError
 from trainpool.messages import Recipe, Report, Task
 from trainpool.pace import Pace
@@ -62,7 +62,9 @@ class Case:
         if self.trains:  # which takes a thousand times as long
             workers, count, longest = min(workers, 8), min(count, 8), 20
         steps = [dice.randint(1, dice.choice([3, 30, longest])) for _ in range(count)]
-        self.kernel = Flaky([dice.randint(8, 60) for _ in steps], dice.choice([0.0, 0.02])) if self.trains else None
+        self.kernel = (
+            Flaky([dice.randint(8, 60) for _ in steps], dice.choice([0.0, 0.02, 0.02, 0.95])) if self.trains else None
+        )
         ids = list(self.kernel.data) if self.kernel else [f"{number:064x}" for number in range(count)]
         parts = (ShardPlan(shard, 40, batch, each) for shard, each in zip(ids, steps, strict=True))
         self.plan = Plan(tuple(parts), Recipe(batch_size=batch, learning_rate=0.02, warmup=dice.choice([0.0, 0.1])))
@@ -75,6 +77,7 @@ class Case:
             "speculate": dice.random() < 0.7,
             "limit": dice.choice([None, None, 0 if workers < 20 else 50, 1, 10]),
         }
+        self.patience = dice.choice([1, 1000])
         self.order = dice.randint(0, 9)
 
     def method(self) -> tuple[AnyStrategy, str]:
@@ -134,9 +137,15 @@ class Case:
     def coordinator(self) -> Coordinator:
         """At the beginning."""
         layout = self.kernel.layout if self.kernel else Layout(())
-        vector = np.zeros(layout.size)
+        vector = np.zeros(layout.size, np.float64 if self.kernel else np.float32)  # as the pool's answers
         return Coordinator(
-            self.strategy, self.plan, layout, vector, seed=self.order, pace=Pace(**self.pace), patience=1000
+            self.strategy,
+            self.plan,
+            layout,
+            vector,
+            seed=self.order,
+            pace=Pace(**self.pace),
+            patience=self.patience,
         )
 
     def run(self, *, reload_at: int = -1) -> tuple[bytes, int]:
@@ -166,8 +175,8 @@ class Case:
                     watch.command(command)
                     if isinstance(command, Send):
                         pool.send(command)
-                    elif isinstance(command, Finished):
-                        watch.end(coordinator, pool)
+                    elif isinstance(command, Finished | Stopped):
+                        watch.end(coordinator, pool, command)
                         return wire.encode(*coordinator.save()), number
             if number % 101 == 0:
                 watch.ledger(coordinator)
@@ -183,6 +192,8 @@ class Watch:
         self.samples: Counter[str] = Counter()
         self.ids: set[int] = set()
         self.asking: set[str] = set()
+        self.missed: Counter[str] = Counter()
+        """Each worker's unusable answers since the last accepted one."""
 
     def event(self, arrival: Arrival) -> None:
         """Something happens."""
@@ -191,6 +202,8 @@ class Watch:
                 self.asking.add(worker)
             case Left(worker):
                 self.asking.discard(worker)
+            case Failed(worker):
+                self.missed[worker] += 1
 
     def command(self, command: object) -> None:
         """The coordinator answers."""
@@ -209,10 +222,11 @@ class Watch:
                 assert task.offset == self.samples[task.shard], "samples were merged twice"
                 assert report.steps == task.steps or (task.partial and report.steps < task.steps)
                 self.samples[task.shard] += report.samples
-            case Rejected(_, _, reason):
+                self.missed.clear()
+            case Rejected(worker, _, reason):
                 assert reason
-            case Stopped(reason):
-                raise AssertionError(f"it stopped: {reason}")
+                if reason.startswith("its norm"):
+                    self.missed[worker] += 1
 
     def ledger(self, coordinator: Coordinator) -> None:
         """It adds up, and to the samples of the answers that were accepted."""
@@ -220,9 +234,14 @@ class Watch:
         for shard, entry in coordinator.memory.ledger.items():
             assert entry.samples == self.samples[shard]
 
-    def end(self, coordinator: Coordinator, pool: SimulatedPool) -> None:
-        """All is done, and no machine worked more than it could."""
+    def end(self, coordinator: Coordinator, pool: SimulatedPool, last: Finished | Stopped) -> None:
+        """All is done, and no machine worked more than it could; or nothing works."""
         self.ledger(coordinator)
+        if isinstance(last, Stopped):
+            assert self.missed.total() > coordinator.patience, f"it stopped too soon: {last.reason}"
+            hopes = {lease.worker for lease in coordinator.memory.leases.values() if not lease.overdue}
+            assert hopes <= self.missed.keys(), f"it stopped while others were at work: {last.reason}"
+            return
         assert not coordinator.strategy.wanted(coordinator.state)
         assert coordinator.samples == self.plan.budget, "the run ended without all samples"
         usage = pool.usage()

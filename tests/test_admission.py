@@ -12,6 +12,7 @@ from trainpool.messages import Recipe, Report, Task
 from trainpool.vector import Layout
 
 LAYOUT = Layout.of({"w": ((4,), "parameter"), "mean": ((2,), "running-mean")})
+KNOWN = np.zeros(2, np.float32)
 
 
 def task(steps: int = 4) -> Task:
@@ -26,7 +27,9 @@ def judge(
     arrays = {"delta": np.full(4, length / 2, np.float32), "buffers": np.zeros(2, np.float32)}
     arrays |= {name: change.pop(name) for name in list(change) if name in arrays}
     report = msgspec.structs.replace(report, **change)
-    return admission.judge(task(steps), report, arrays["delta"], arrays["buffers"], LAYOUT, worker=worker, alone=alone)
+    return admission.judge(
+        task(steps), report, arrays["delta"], arrays["buffers"], LAYOUT, known=KNOWN, worker=worker, alone=alone
+    )
 
 
 def ones(size: int, value: float = 0.5, place: int = 0) -> np.ndarray:
@@ -42,18 +45,21 @@ def ones(size: int, value: float = 0.5, place: int = 0) -> np.ndarray:
         ({"delta": ones(5)}, r"shapes \(5,\) and \(2,\) do not fit the model"),
         ({"delta": ones(4).reshape(2, 2)}, "do not fit the model"),
         ({"buffers": ones(3)}, "do not fit the model"),
-        ({"delta": np.ones(4, np.int64)}, "types int64 and float32 are not floating point"),
-        ({"buffers": np.ones(2, np.complex64)}, "not floating point"),
-        ({"delta": np.array(["a"] * 4)}, "not floating point"),
+        ({"delta": np.ones(4, np.int64)}, "types int64 and float32 are not the run's, float32"),
+        ({"delta": np.full(4, 1e100)}, "types float64 and float32 are not the run's, float32"),
+        ({"buffers": np.ones(2, np.complex64)}, "not the run's"),
+        ({"delta": np.array(["a"] * 4)}, "not the run's"),
         ({"loss": float("nan")}, "its loss is nan"),
         ({"loss": float("-inf")}, "its loss is -inf"),
         ({"seconds": float("nan")}, "its seconds are nan"),
         ({"seconds": float("inf")}, "its seconds are inf"),
         ({"delta": ones(4, np.nan)}, "NaN or infinite"),
         ({"delta": ones(4, np.inf, 3)}, "NaN or infinite"),
-        ({"delta": ones(4, 1e30, 2)}, "too long to measure"),
-        ({"buffers": ones(2, np.nan)}, "its buffers have NaN"),
-        ({"buffers": ones(2, np.inf, 1)}, "its buffers have NaN"),
+        ({"delta": ones(4, 1e30, 2)}, "longer than 1e\\+09: did training diverge"),
+        ({"delta": ones(4, 1.1e9, 2)}, "longer than 1e\\+09"),
+        ({"buffers": ones(2, np.nan)}, "its buffer mean has elements that are NaN"),
+        ({"buffers": ones(2, np.inf, 1)}, "its buffer mean has elements that are NaN"),
+        ({"buffers": ones(2, 1e20, 1)}, "its buffer mean has elements that are NaN, infinite or out of range"),
     ],
 )
 def test_an_unusable_answer_is_refused_with_its_reason(change: dict[str, Any], reason: str) -> None:
@@ -66,26 +72,31 @@ def test_an_unusable_answer_is_refused_with_its_reason(change: dict[str, Any], r
 
 def test_a_mask_may_stay_infinite_where_it_was() -> None:
     report, mask = Report(task=1, steps=4, samples=12, loss=0.5, seconds=1.0), np.array([-np.inf, 0], np.float32)
+    layout = Layout.of({"w": ((4,), "parameter"), "mask": ((2,), "other")})
 
-    def verdict(buffers: np.ndarray, known: np.ndarray) -> str | None:
-        return Admission().judge(task(4), report, ones(4), buffers, LAYOUT, known=known)
+    def verdict(buffers: np.ndarray, known: np.ndarray, layout: Layout = layout) -> str | None:
+        return Admission().judge(task(4), report, ones(4), buffers, layout, known=known)
 
     assert verdict(mask, mask) is None
     for wrong in (-mask, mask[::-1], mask * np.nan):
-        assert verdict(wrong, mask) == "its buffers have NaN or infinite elements"
+        assert verdict(wrong, mask) == "its buffer mask has elements that are NaN, infinite or out of range"
     assert verdict(mask * np.nan, mask * np.nan) is not None
+    assert verdict(mask, mask, LAYOUT) is not None  # no running mean is infinite, whatever went before
 
 
 def test_an_answer_with_another_number_of_steps_is_refused() -> None:
     report = Report(task=1, steps=5, samples=15, loss=0.5, seconds=1.0)
-    verdict = Admission().judge(task(4), report, ones(4), ones(2), LAYOUT)
+    verdict = Admission().judge(task(4), report, ones(4), ones(2), LAYOUT, known=KNOWN)
     assert verdict == "it reports 5 steps, 15 samples; the task had 4 steps"
 
 
-def test_an_honest_answer_is_admitted_in_either_precision() -> None:
-    admission = Admission()
-    assert judge(admission) is None
-    assert judge(admission, delta=np.ones(4), buffers=np.ones(2)) is None
+def test_an_honest_answer_is_admitted_in_the_runs_precision() -> None:
+    admission, report = Admission(), Report(task=1, steps=4, samples=12, loss=0.5, seconds=1.0)
+    for kind in (np.float32, np.float64):
+        assert (
+            admission.judge(task(4), report, np.ones(4, kind), np.ones(2, kind), LAYOUT, known=np.zeros(2, kind))
+            is None
+        )
     assert len(admission.norms) == 2
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainpool.coordinator import Coordinator
-from trainpool.events import Send
+from trainpool.events import Command, Send
 from trainpool.pace import Pace
 
 FUZZ: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "fuzz.py"))
@@ -44,20 +44,30 @@ def pushing(self: Coordinator, worker: str, *arguments: Any) -> Send:
     return command
 
 
-restore, lease = Coordinator.restore, Coordinator.lease
+def impatient(self: Coordinator, worker: str, reason: str) -> list[Command]:
+    """Does not look at who is still at work."""
+    leases, self.units.live = self.units.live, {}
+    try:
+        return miss(self, worker, reason)
+    finally:
+        self.units.live = leases
+
+
+restore, lease, miss = Coordinator.restore, Coordinator.lease, Coordinator.miss
 
 
 @pytest.mark.parametrize(
-    ("method", "broken", "message"),
+    ("method", "broken", "message", "seeds"),
     [
-        ("lose", uncounted, "Ledger"),
-        ("restore", forgetful, "after a save and a restore"),
-        ("lease", pushing, "had not asked"),
+        ("lose", uncounted, "Ledger", range(60)),
+        ("restore", forgetful, "after a save and a restore", range(60)),
+        ("lease", pushing, "had not asked", range(60)),
+        ("miss", impatient, "while others were at work", range(200, 201)),  # few runs stop at all
     ],
 )
 def test_a_broken_coordinator_is_found_out(
-    method: str, broken: Callable[..., Any], message: str, monkeypatch: pytest.MonkeyPatch
+    method: str, broken: Callable[..., Any], message: str, seeds: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Coordinator, method, broken)
     with pytest.raises(AssertionError, match=message):
-        check(range(60))
+        check(seeds)

@@ -2,6 +2,7 @@
 
 import copy
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -100,6 +101,20 @@ def test_the_proximal_term_pulls_to_the_anchor() -> None:
     without = np.empty_like(start)
     TorchKernel(network(), nn.functional.cross_entropy, prepared).run(what, start, None, SHARD, without)
     assert np.abs(without - out).max() > 1e-3
+
+
+def test_without_an_anchor_the_proximal_term_pulls_to_where_the_task_began() -> None:
+    what, start = msgspec.structs.replace(task(momentum=0.5), rho=0.3), vector_of(network())
+    found = []
+    for anchor in (None, start[: layout_of(network()).trainable].copy()):
+        found.append(np.empty_like(start))
+        TorchKernel(network(), nn.functional.cross_entropy, prepared).run(what, start, anchor, SHARD, found[-1])
+    assert found[0].tobytes() == found[1].tobytes()
+    without = np.empty_like(start)
+    TorchKernel(network(), nn.functional.cross_entropy, prepared).run(
+        msgspec.structs.replace(what, rho=0.0), start, None, SHARD, without
+    )
+    assert np.abs(without - found[0]).max() > 1e-4
 
 
 def test_the_learning_rate_follows_global_progress_not_the_tasks_own_count() -> None:

@@ -250,6 +250,17 @@ def test_a_loss_that_is_no_mean_is_evaluated_batch_by_batch_whatever_the_datas_o
     assert ours == pytest.approx(TorchKernel(model, loss).evaluate(vector, test).loss, rel=1e-5)
 
 
+def test_without_an_anchor_the_proximal_term_pulls_to_where_the_task_began() -> None:
+    model = models.build("logistic", (1, 8, 8), 5)
+    kernel = OnnxKernel(lower(tp.Experiment(model, (BYTES, LABELS)), Recipe(**PLAIN)).loaded)
+    start, found = vector_of(model), []
+    for rho, anchor in ((0.3, None), (0.3, start), (0.0, None)):
+        task = Task(id=0, version=0, shard="s", recipe=Recipe(**PLAIN), seed=1, offset=0, steps=5, batch=8, rho=rho)
+        found.append(np.empty_like(start))
+        kernel.run(task, start, anchor, {"x": BYTES, "y": LABELS}, found[-1])
+    assert found[0].tobytes() == found[1].tobytes() != found[2].tobytes()
+
+
 def test_the_kernel_refuses_tasks_that_the_program_is_not_for_and_losses_that_blow_up() -> None:
     model = models.build("logistic", (1, 8, 8), 5)
     experiment = tp.Experiment(model, (BYTES, LABELS))

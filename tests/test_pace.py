@@ -131,3 +131,23 @@ def test_any_report_leaves_positive_finite_numbers(reports: list[tuple[float, in
         pace.record("w", seconds, steps)
     assert pace.steps("w") >= 1
     assert 0 < pace.allowance("w", 10) < float("inf")
+
+
+def test_who_is_the_slowest_may_speed_up_leave_and_come_back() -> None:
+    pace = Pace(grace=0.0)
+    pace.record("fast", 1.0, 10)
+    pace.record("slept", 28_800.0, 10)  # eight hours, with the lid closed
+    assert pace.allowance("new", 10) == 2 * 28_800
+    pace.left("slept")
+    assert pace.allowance("new", 10) == 2
+    assert pace.expected("new", 10) == 1
+    pace.joined("slept")
+    assert pace.allowance("new", 10) == 2 * 28_800
+    for _ in range(WINDOW):
+        pace.record("slept", 2.0, 10)
+    assert pace.allowance("new", 10) == 4
+    pace.record("slower", 3.0, 10)
+    assert pace.allowance("new", 10) == 6
+    for worker in ("fast", "slept", "slower"):
+        pace.left(worker)
+    assert (pace.expected("new", 10), pace.allowance("new", 10)) == (None, pace.first)

@@ -289,3 +289,18 @@ def test_staleness_divides_a_step_and_fresh_updates_are_taken_whole() -> None:
     found = pushes(StalenessAware(), deltas, [0, 1, 2, 4])
     assert difference(found, START - deltas[0] - deltas[1] - deltas[2] / 2 - deltas[3] / 4) < EXACT
     assert difference(pushes(StalenessAware(), deltas, [1] * 4), pushes(StalenessAware(), deltas)) == 0
+
+
+def test_after_a_partial_round_a_step_is_as_much_of_the_run_as_those_who_answer_make_it() -> None:
+    made, reducer = plan(8), Reducer(steps=5)
+    state = reducer.init(START, made)
+    whole = 8 / made.budget
+    assert state.pace == pytest.approx(whole)
+    for shard in made.shards[:2]:
+        state = reducer.merge(state, shard.id, update(normal(SIZE), steps=5))
+    state = reducer.close(state)
+    assert (state.version, state.missing) == (1, 8)
+    assert state.pace == pytest.approx(2 / made.budget)
+    for shard in made.shards:  # all are there again, which the next round but one will know
+        state = reducer.merge(state, shard.id, update(normal(SIZE), steps=5))
+    assert (state.version, state.pace) == (2, pytest.approx(whole))

@@ -17,7 +17,7 @@ from trainpool.pools.fleet import Change, Fleet, Machine, fleet
 from trainpool.pools.protocol import Arrival
 from trainpool.pools.simulated import SimulatedPool
 from trainpool.pools.timing import carry, timing
-from trainpool.strategies import AnyStrategy, Downpour, ParallelSGD, Plan, Serial
+from trainpool.strategies import ADMM, AnyStrategy, Downpour, FedAvg, FedProx, ParallelSGD, Plan, Serial
 from trainpool.testing import InProcessPool, Quadratic, check_ledger, simulate
 from trainpool.vector import Vector
 
@@ -67,6 +67,14 @@ def test_a_task_is_downloaded_computed_and_uploaded() -> None:
     usage = pool.usage()
     assert (usage.samples, usage.busy, usage.up, usage.down) == (40.0, (4.0,), 100, 100)
     assert usage.utilisation == 0.2
+
+
+def test_a_pull_towards_where_a_task_begins_costs_no_second_download() -> None:
+    found = [
+        timing(strategy, fleet(4), shards=4, steps=40, batch=8, size=1000)
+        for strategy in (FedAvg(steps=20, flexible=False), FedProx(mu=0.1, steps=20, flexible=False), ADMM(rounds=2))
+    ]
+    assert [(run.updates, run.up, run.down) for run in found] == [(8, 8000, 8000), (8, 8000, 8000), (8, 8000, 16000)]
 
 
 def test_a_synchronous_method_waits_for_the_slowest_and_an_asynchronous_one_does_not() -> None:

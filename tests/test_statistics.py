@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainpool.statistics import Reported, Statistics, pooled
+from trainpool.statistics import Reported, Statistics, flaw, pooled
 from trainpool.vector import Layout
 
 FEATURES = 5
@@ -105,3 +105,37 @@ def test_a_model_without_buffers_has_none() -> None:
     statistics = Statistics(np.zeros(0, np.float32))
     statistics.merge(layout, 0, "a", 4, np.zeros(0, np.float32))
     assert statistics.buffers.size == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "name"),
+    [
+        (0, 1e20, "norm.running_mean"),
+        (0, -1e20, "norm.running_mean"),
+        (FEATURES, -1e-9, "norm.running_var"),
+        (FEATURES, 3e38, "norm.running_var"),
+        (FEATURES, np.nan, "norm.running_var"),
+        (2 * FEATURES, np.inf, "norm.num_batches_tracked"),
+        (2 * FEATURES + 1, np.inf, "mask"),
+    ],
+)
+def test_buffers_that_cannot_be_merged_are_named(place: int, value: float, name: str) -> None:
+    buffers = report(parts([20])[0]).buffers.astype(np.float32)
+    assert flaw(LAYOUT, buffers, buffers) is None
+    known = buffers.copy()
+    buffers[place] = value
+    assert flaw(LAYOUT, buffers, known) == f"its buffer {name} has elements that are NaN, infinite or out of range"
+
+
+def test_a_mask_may_be_infinite_where_it_was() -> None:
+    buffers = report(parts([20])[0], mask=-np.inf).buffers
+    assert flaw(LAYOUT, buffers, buffers) is None
+    assert flaw(LAYOUT, buffers, -buffers) is not None
+
+
+def test_whatever_can_be_merged_gives_a_finite_variance() -> None:
+    most = float(np.finfo(np.float32).max)
+    far = np.array([[most**0.5 / 4] * FEATURES + [most / 4] * FEATURES + [0, 0, 0]], np.float32).repeat(2, 0)
+    far[1, :FEATURES] *= -1
+    assert all(flaw(LAYOUT, each, each) is None for each in far)
+    assert np.isfinite(pooled(LAYOUT, {str(i): Reported(1, each) for i, each in enumerate(far)})).all()

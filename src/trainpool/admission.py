@@ -1,12 +1,11 @@
 """Whether an answer may reach the strategy, and the reason when it may not."""
 
 import math
-import statistics
 from dataclasses import dataclass, field
-
-import numpy as np
+from statistics import median
 
 from trainpool.messages import Report, ShardId, Task
+from trainpool.statistics import flaw
 from trainpool.vector import Layout, Vector, norm
 
 __all__ = ["Admission"]
@@ -15,6 +14,8 @@ WINDOW = 31
 """Admitted updates that the running median looks back on."""
 ENOUGH = 5
 """Admitted updates before a norm can be judged."""
+LONGEST = 1e9
+"""The norm that no update may have: far beyond any training, but its gradient, Δ/rate, has a square in float32."""
 ALIKE = 2.0
 """How many times longer the second answer may be: machines differ in rounding, and partial answers in steps."""
 
@@ -53,14 +54,14 @@ class Admission:
         buffers: Vector,
         layout: Layout,
         *,
-        known: Vector | None = None,
+        known: Vector,
         worker: str = "",
         alone: bool = False,
     ) -> str | None:
         """None where the answer is admitted, otherwise why it is not. An admitted norm joins the running median.
 
-        `known` are the model's buffers `[size - trainable]`: what is infinite in them, as in an attention's mask, may
-        stay so.
+        `known` are the model's buffers `[size - trainable]`, in the run's own type: what is infinite in them, as in an
+        attention's mask, may stay so.
         `alone` says that there is no other worker to ask: then the same one's second answer will do.
         """
         steps = report.steps
@@ -69,24 +70,20 @@ class Admission:
             return f"it reports {steps} steps, {report.samples} samples; the task had {task.steps} steps"
         if (delta.shape, buffers.shape) != layout.shapes:
             return f"shapes {delta.shape} and {buffers.shape} do not fit the model"
-        if delta.dtype.kind != "f" or buffers.dtype.kind != "f":
-            return f"types {delta.dtype} and {buffers.dtype} are not floating point"
+        if delta.dtype != known.dtype or buffers.dtype != known.dtype:
+            return f"types {delta.dtype} and {buffers.dtype} are not the run's, {known.dtype}"
         if not math.isfinite(report.loss):
             return f"its loss is {report.loss}"
         if not math.isfinite(report.seconds):
             return f"its seconds are {report.seconds}"
         length = norm(delta)
-        if not math.isfinite(length):
-            return "its delta has NaN or infinite elements, or is too long to measure"
-        if buffers.size:
-            strange = ~np.isfinite(buffers)
-            if known is not None:
-                strange &= buffers != known
-            if strange.any():
-                return "its buffers have NaN or infinite elements"
+        if not length < LONGEST:
+            return f"its delta has NaN or infinite elements, or is longer than {LONGEST:g}: did training diverge?"
+        if buffers.size and (reason := flaw(layout, buffers, known)):
+            return reason
         length /= math.sqrt(steps)
         if len(self.norms) >= ENOUGH:
-            typical = statistics.median(self.norms)
+            typical = median(self.norms)
             if length > self.limit * typical and not self.confirmed(task, worker, length, alone):
                 self.doubts[task.shard] = Doubt(task.offset, worker, length)
                 return f"its norm per root step, {length:.3g}, is over {self.limit:g} times the median, {typical:.3g}"

@@ -89,8 +89,10 @@ class Task(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_f
     partial: bool = False
     """Whether an answer with fewer steps than these is welcome, of a worker that must leave."""
     anchored: bool = False
-    """Whether an anchor travels along: the centre of the proximal term (rho/2)·‖x - anchor‖²."""
+    """Whether an anchor travels along: the centre of the proximal term (rho/2)·‖x - anchor‖². Otherwise that is where
+    the task begins."""
     rho: NotNegative = 0.0
+    """Strength of the proximal term; 0 leaves it out."""
 
 
 class Report(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):

@@ -71,9 +71,9 @@ class Pace:
     absent: dict[str, Speed] = field(default_factory=dict)
     """Of workers that left, the longest gone first."""
     fastest: str | None = None
-    """The worker with the fewest seconds a step."""
-    slowest: float = 0.0
-    """The most seconds a step that any worker's median was: what is assumed of one that is unknown."""
+    """The worker with the fewest seconds a step; None until it is looked for."""
+    slowest: str | None = None
+    """The one with the most: what is assumed of one that is unknown."""
 
     def record(self, worker: str, seconds: float, steps: int, elapsed: float | None = None) -> None:
         """A worker computed `steps` in `seconds`, and its answer came `elapsed` seconds after the task was sent.
@@ -89,18 +89,20 @@ class Pace:
             elapsed = seconds + speed.overhead
         speed.add(seconds / steps, elapsed - seconds if elapsed > seconds else 0.0)
         step = speed.step
-        if step > self.slowest:
-            self.slowest = step
         if self.fastest == worker:
             self.fastest = None  # it may have slowed down
         elif self.fastest is not None and step < self.measured[self.fastest].step:
             self.fastest = worker
+        if self.slowest == worker:
+            self.slowest = None
+        elif self.slowest is not None and step > self.measured[self.slowest].step:
+            self.slowest = worker
 
     def joined(self, worker: str) -> None:
         """A worker is there, perhaps again."""
         if worker in self.absent:
             self.measured[worker] = self.absent.pop(worker)
-            self.fastest = None
+            self.fastest = self.slowest = None
 
     def left(self, worker: str) -> None:
         """A worker left."""
@@ -110,6 +112,14 @@ class Pace:
                 del self.absent[next(iter(self.absent))]
             if self.fastest == worker:
                 self.fastest = None
+            if self.slowest == worker:
+                self.slowest = None
+
+    def longest(self) -> float:
+        """The most seconds a step of a worker that is there; 0 while nobody's speed is known."""
+        if self.slowest is None and self.measured:
+            self.slowest = max(self.measured, key=lambda name: self.measured[name].step)
+        return 0.0 if self.slowest is None else self.measured[self.slowest].step
 
     def step_seconds(self, worker: str) -> float | None:
         """The median seconds a step of a worker; None while unknown."""
@@ -137,7 +147,7 @@ class Pace:
         best = self.measured[self.fastest]
         duration = best.overhead + steps * best.step
         if speed is None:
-            return min(steps, self.probe, max(1, int(duration / self.slowest + 1e-6)))
+            return min(steps, self.probe, max(1, int(duration / self.longest() + 1e-6)))
         return min(steps, max(1, int((duration - speed.overhead) / speed.step + 1e-6)))
 
     def expected(self, worker: str, steps: int) -> float | None:
@@ -145,11 +155,11 @@ class Pace:
         speed = self.measured.get(worker)
         if speed is not None:
             return speed.overhead + steps * speed.step
-        return steps * self.slowest if self.slowest else None
+        return steps * self.longest() or None
 
     def allowance(self, worker: str, steps: int) -> float:
         """Seconds after which an answer is overdue: from the worker's own speed, or the slowest known one's."""
         speed = self.measured.get(worker)
         if speed is None:
-            return self.grace + 2 * steps * self.slowest if self.slowest else self.first
+            return self.grace + 2 * steps * self.longest() if self.measured else self.first
         return self.grace + 2 * speed.overhead + steps * speed.slow(self.spread)

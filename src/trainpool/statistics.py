@@ -16,7 +16,7 @@ import numpy as np
 from trainpool.messages import ShardId
 from trainpool.vector import Layout, Vector
 
-__all__ = ["Reported", "Statistics", "pooled"]
+__all__ = ["Reported", "Statistics", "flaw", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,30 @@ def pooled(layout: Layout, reports: Mapping[ShardId, Reported]) -> Vector:
             case _:
                 result[place] = block[int(samples.argmax())]
     return result.astype(ordered[0].buffers.dtype)
+
+
+def flaw(layout: Layout, buffers: Vector, known: Vector) -> str | None:
+    """Why buffers `[size - trainable]` cannot be merged, or None where they can.
+
+    All must be finite, but for what is as infinite in the model's own, `known`; variances not negative; and means and
+    variances so small that a variance pooled of them is finite too.
+    """
+    most = float(np.finfo(buffers.dtype).max)
+    for spec in layout.tensors:
+        if spec.role == "parameter":
+            continue
+        place = slice(spec.offset - layout.trainable, spec.offset - layout.trainable + spec.size)
+        block = buffers[place]
+        match spec.role:
+            case "running-mean":
+                good = np.abs(block) <= most**0.5 / 4
+            case "running-var":
+                good = (block >= 0) & (block <= most / 4)
+            case _:
+                good = np.isfinite(block) | (block == known[place])
+        if not good.all():
+            return f"its buffer {spec.name} has elements that are NaN, infinite or out of range"
+    return None
 
 
 @dataclass

@@ -58,14 +58,15 @@ export class Kernel {
     return new Kernel(program, runtime, training, carried, anchors);
   }
 
-  /** Train. `vector` holds parameters and buffers `[size]`, `anchor` the proximal term's centre `[trainable]`. */
+  /** Train. `vector` holds parameters and buffers `[size]`, `anchor` the proximal term's centre `[trainable]`,
+   * where that is not where the task begins. */
   async run(task: Task, vector: Floats, anchor: Floats | undefined, shard: Tensors, watch?: Watch): Promise<Result> {
     const { program, training } = this;
     const { noise: noises, x, y } = program.manifest;
     fits(program, task);
     expectLength("the task's parameters", vector, program.size);
     if (anchor) expectLength("the anchor's parameters", anchor, program.trainable);
-    const rho = anchor ? task.rho : 0;
+    const { rho } = task;
     if (rho > 0 && !training.inputNames.includes("rho")) throw new KernelError("the program has no proximal term");
     const samples = new Samples(shard, x, y);
     const feeds: Feeds = {};

@@ -178,17 +178,13 @@ class OnnxKernel:
         for array in self.states[0].values():
             array[...] = 0
         self.put(0)
-        pull = task.rho if anchor is not None else 0.0
-        if pull and not self.proximal:
+        if task.rho and not self.proximal:
             raise KernelError("the task has a proximal term, but the program was lowered without one")
-        if anchor is not None and pull:
-            self.anchor[:] = anchor
-        else:
-            self.anchor[:] = 0
+        self.anchor[:] = vector[:trainable] if anchor is None else anchor
         for spec in self.layout.tensors:
             if spec.role == "parameter" and self.kind != "cpu":
                 self.give(f"a.{spec.name}", self.memory[f"a.{spec.name}"])
-        self.give("rho", pull)
+        self.give("rho", task.rho)
         begin, total = time.perf_counter(), 0.0
         for step, rows in enumerate(rng.batches(task.seed, len(y), task.offset, task.steps, task.batch)):
             self.give("x", x[rows])

@@ -126,7 +126,9 @@ class TorchKernel:
         recipe = task.recipe
         self.load(vector)
         x, y = self.on_device(task.shard, shard)
-        centre = self.like_parameters(anchor) if anchor is not None and task.rho else None
+        centre = (
+            self.like_parameters(vector[: self.layout.trainable] if anchor is None else anchor) if task.rho else None
+        )
         torch.manual_seed(rng.derive(task.seed, task.offset))
         self.model.train()
         optimizer = optimizer_of(recipe, self.parameters)

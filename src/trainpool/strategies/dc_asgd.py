@@ -111,7 +111,7 @@ class DCASGD:
                         np.sqrt(np.add(MS, number(self.epsilon), out=other), out=other)
                         g2 /= other
                     g2 *= number(length * strength)
-                    np.minimum(g2, 1, out=g2)
+                    np.fmin(g2, 1, out=g2)  # where g² is more than a float holds, g²/√g² is NaN
                     g2 *= np.subtract(w[part], base[part], out=other)
                     move += g2
                 move *= number(factor)

@@ -40,5 +40,5 @@ class FedProx(Preset):
     """Whether slower workers take fewer than H steps, so that all of a round's tasks last equally long."""
 
     def reducer(self, plan: Plan) -> Reducer:
-        """Rounds of anchored tasks."""
+        """Rounds of tasks that are pulled to where they began."""
         return Reducer(steps=self.steps, flexible=self.flexible, mu=self.mu)

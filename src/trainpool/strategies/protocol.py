@@ -146,8 +146,9 @@ class Assignment(msgspec.Struct, frozen=True, gc=False):
     rebased: bool = False
     """Whether the update must come with the parameters that the task carried, as `Update.base`."""
     anchor: Vector | None = None
-    """Centre of the proximal term (rho/2)·‖x - anchor‖²: `[trainable]`."""
+    """Centre of the proximal term (rho/2)·‖x - anchor‖²: `[trainable]`. None stands for `parameters`."""
     rho: float = 0.0
+    """Strength of the proximal term; 0 leaves it out."""
 
 
 class State(Protocol):

@@ -14,8 +14,9 @@ bits in whatever order they arrive. A round therefore keeps copies of the update
 buffer K - 1 copies. At the end of a run a buffer that is filled in part is applied as it is: no update is lost.
 
 Progress: a round's tasks all begin where the schedule stood when the round began, and each of the H steps moves along
-by the samples of one such step of all shards, so that H steps span the round. With slow workers, who take fewer, a
-round trains less, and the next one begins where the samples say. A buffer's tasks stay at the progress of their start.
+by the samples of one such step of all shards, so that H steps span the round; after a partial round, of the part of
+them that answered in it. With slow workers, who take fewer, a round trains less, and the next one begins where the
+samples say. A buffer's tasks stay at the progress of their start.
 """
 
 from abc import ABC, abstractmethod
@@ -99,6 +100,8 @@ class State(msgspec.Struct, frozen=True):
     """Updates before their turn."""
     missing: int = 0
     """Updates until the next step."""
+    asked: int = 0
+    """Updates that the round began with the want of."""
     progress: float = 0.0
     """The part of the run's samples that was trained when the round began."""
     pace: float = 0.0
@@ -159,16 +162,20 @@ class Reducer:
         total = np.zeros_like(parameters if summed else parameters[:0])
         return self.begin(State(plan, parameters.copy(), 0, Tally.of(plan), *self.outer.moments(parameters), total))
 
-    def begin(self, state: State) -> State:
-        """The state before the first update of a round or a buffer. A round costs a look at every shard."""
+    def begin(self, state: State, part: float = 1.0) -> State:
+        """The state before the first update of a round or a buffer. A round costs a look at every shard.
+
+        `part` of its shards will answer, as far as the last round tells.
+        """
         state = structs.replace(state, weight=0.0, length=0.0, turn=0)
         if self.buffer:
             return structs.replace(state, missing=self.buffer)
         plan, tally = state.plan, state.tally
-        parts = [(part, left) for part in plan.shards if (left := tally.left.get(part.id, 0))]
-        samples = sum(min(self.steps, left) * part.batch for part, left in parts)
+        shards = [(shard, left) for shard in plan.shards if (left := tally.left.get(shard.id, 0))]
+        samples = part * sum(min(self.steps, left) * shard.batch for shard, left in shards)
         pace = samples / (self.steps * plan.budget) if self.steps else 0.0
-        return structs.replace(state, missing=len(parts), progress=tally.progress(plan), pace=pace)
+        count = len(shards)
+        return structs.replace(state, missing=count, asked=count, progress=tally.progress(plan), pace=pace)
 
     def wanted(self, state: State) -> Collection[ShardId]:
         """Every unfinished shard; in rounds, those of them that have not answered."""
@@ -184,7 +191,6 @@ class Reducer:
             self.steps or None,
             flexible=self.flexible,
             limit=self.limit,
-            anchor=state.parameters if self.mu else None,
             rho=self.mu,
         )
 
@@ -207,7 +213,7 @@ class Reducer:
     def close(self, state: State) -> State:
         """End a round with the updates that came."""
         ready = [item for shard in sorted(state.held) for item in state.held.pop(shard)]
-        return self.begin(self.step(weighed(state, ready), ready))
+        return self.begin(self.step(weighed(state, ready), ready), 1 - state.missing / state.asked)
 
     def hold(self, update: Update) -> Held:
         """An update with its weights."""

@@ -140,8 +140,8 @@ def descend(
         total += loss
         if recipe.clip_norm:
             g = g * number(min(1.0, recipe.clip_norm / (float(np.linalg.norm(g)) + 1e-6)))
-        if anchor is not None and task.rho:
-            g = g + number(task.rho) * (w - anchor)
+        if task.rho:
+            g = g + number(task.rho) * (w - (vector if anchor is None else anchor))
         g = g + number(recipe.weight_decay) * w
         velocity = number(recipe.momentum) * velocity + g
         if recipe.nesterov:

@@ -128,6 +128,20 @@ test("the same task gives the same bits again, and a partial answer is the short
   expect(same).toEqual([true, true]);
 });
 
+test("without an anchor the proximal term pulls to where the task began", async () => {
+  const [same, none] = await page.evaluate(async () => {
+    const program = await trainpool.program("/vectors/tasks/dense/program");
+    const { task, vector, shard } = await trainpool.trial("/vectors/tasks/dense");
+    const kernel = await trainpool.Kernel.open(program, await trainpool.wasm(1));
+    const start = vector.slice(0, program.trainable);
+    const { delta } = await kernel.run({ ...task, rho: 0.3 }, vector, undefined, shard);
+    const there = await kernel.run({ ...task, rho: 0.3 }, vector, start, shard);
+    const without = await kernel.run({ ...task, rho: 0 }, vector, undefined, shard);
+    return [there, without].map((other) => other.delta.every((value, i) => Object.is(value, delta[i])));
+  });
+  expect([same, none]).toEqual([true, false]);
+});
+
 test("a task that fits no program, shard or vector is refused", async () => {
   const reasons = await page.evaluate(async () => {
     const program = await trainpool.program("/vectors/tasks/dense/program");
