@@ -239,7 +239,11 @@ class Watch:
         self.ledger(coordinator)
         if isinstance(last, Stopped):
             assert self.missed.total() > coordinator.patience, f"it stopped too soon: {last.reason}"
-            hopes = {lease.worker for lease in coordinator.memory.leases.values() if not lease.overdue}
+            hopes = {
+                lease.worker
+                for lease in coordinator.memory.leases.values()
+                if not lease.overdue and lease.task.offset == self.samples[lease.task.shard]
+            }
             assert hopes <= self.missed.keys(), f"it stopped while others were at work: {last.reason}"
             return
         assert not coordinator.strategy.wanted(coordinator.state)

@@ -83,6 +83,41 @@ def test_where_cuda_does_not_load_a_program_runs_on_the_processor() -> None:
     assert kernel.run(task(Recipe(batch_size=16), 2), vector, None, SHARD, np.empty_like(vector)).steps == 2
 
 
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_a_gpu_gives_the_processors_update_tolerance_1e_4(kind: str) -> None:
+    available = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if not (available if kind == "onnx" else torch.cuda.is_available()):
+        pytest.skip("there is no GPU with CUDA: its updates are not compared with the processor's")
+    recipe, found = Recipe(batch_size=16, momentum=0.9), {}
+    loaded = lower(tp.Experiment(network(), (SHARD["x"], SHARD["y"])), recipe).loaded if kind == "onnx" else None
+    for device in ("cpu", "cuda"):
+        kernel = (
+            OnnxKernel(loaded, device) if loaded else TorchKernel(network(), nn.functional.cross_entropy, None, device)
+        )
+        vector = vector_of(network())
+        out = np.empty_like(vector)
+        kernel.run(task(recipe), vector, None, SHARD, out)
+        found[device] = out
+    assert np.linalg.norm(found["cuda"] - found["cpu"]) < 1e-4 * np.linalg.norm(found["cpu"])
+
+
+def test_a_gpu_is_told_to_keep_all_bits_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = lower(tp.Experiment(network(), (SHARD["x"], SHARD["y"])), Recipe(batch_size=16)).loaded
+    opened, asked = onnxruntime.InferenceSession, []
+
+    def open_(data: bytes, options: Any, *, providers: list[Any], **more: Any) -> Any:
+        asked.append(providers)
+        return opened(data, options, providers=["CPUExecutionProvider"], **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_)
+    OnnxKernel(loaded, "cuda:1")
+    assert asked[-1] == [("CUDAExecutionProvider", {"device_id": 1, "use_tf32": "0"}), "CPUExecutionProvider"]
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_: self)
+    TorchKernel(network(), nn.functional.cross_entropy, None, "cuda:1")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_bfloat16_computes_in_less_and_keeps_float32_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     updates = []
     for precision in ("float32", "bfloat16"):

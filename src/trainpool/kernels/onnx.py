@@ -54,7 +54,8 @@ class OnnxKernel:
         self.number = int(number or 0)
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.kind == "cuda":
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": self.number}))
+            # By itself it rounds to TF32's 10 bits: after 20 steps an update is tens of percent off a processor's.
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": self.number, "use_tf32": "0"}))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
