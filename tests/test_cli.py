@@ -144,6 +144,7 @@ def test_a_folder_of_images_trains(cache: Path, tmp_path: Path) -> None:
         (("compare", "--target", "88"), "between 0 and 1, such as 0.88"),
         (("compare", "--spread", "0.5"), "spread is the fastest machine's speed"),
         (("compare", "--seeds", "some"), "--seeds takes numbers with commas"),
+        (("compare", "--seeds", "99999999999999999999"), "is how many; one seed of that number is --seeds 9999"),
         (("compare", "--rates", "0.1,x"), "--rates takes numbers with commas"),
         (("compare", "--rate", "0.1", "--rates", "0.1,0.2"), "give --rate for one"),
         (("compare", "--rate", "-1"), "must be different and positive"),

@@ -124,6 +124,7 @@ def test_differences_are_named() -> None:
         (("serial",), {}, "serial is named twice"),
         (("admm",), {"target": 88}, "between 0 and 1"),
         (("admm",), {"seeds": ()}, "at least one"),
+        (("admm",), {"seeds": (1, 10**20)}, "seeds are below"),
         (("admm",), {"rates": (0.1, 0.1)}, "must be different"),
         (("admm",), {"rates": (0.0,)}, "positive"),
         (("admm",), {"epochs": 0}, "must be above 0"),
@@ -269,7 +270,8 @@ def test_the_table_says_what_was_never_reached() -> None:
             {REFERENCE: [15.0], "a": [5.0], "b": [9.0]},
             ("a reached 80 % in 5 s, 3.0 times sooner than the best single machine; that is 60 % of", "10 kB", "4 kB"),
         ),
-        ({REFERENCE: [15.0, 16], "a": [5.0, 7.0], "b": [6.5, 8.0]}, ("b may be as fast",)),
+        ({REFERENCE: [15.0, 16], "a": [5.0, 7.0], "b": [6.5, 8.0]}, ("allows. Until", "back. b may be as fast")),
+        ({REFERENCE: [6.2, 9.0], "a": [6.0, 7.0]}, ("back. The best single machine may be as fast: the ranges",)),
         ({REFERENCE: [5.0], "a": [9.0]}, ("No method was sooner", "80 % in 5 s; the nearest was a, in 9 s")),
         ({REFERENCE: [30.0, None, None], "a": [9.0] * 3}, ("the best single machine only did in 1 of 3 seeds within",)),
         (
@@ -305,7 +307,7 @@ def performed(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
         return outcome(trial, asked.hash, reach=reach + trial.seed / 10)
 
     monkeypatch.setattr(comparing, "perform", pretend)
-    monkeypatch.setattr(comparing, "rehearse", lambda *arguments: "data")
+    monkeypatch.setattr(comparing, "rehearse", lambda *arguments: ["data"])
     return run
 
 
@@ -351,6 +353,8 @@ def test_a_base_rate_that_is_missing_beside_extensions_is_trained(
     with pytest.raises(KeyboardInterrupt):
         compare(asked, tmp_path / "c", processes=8)
     assert hands == [len(asked.labels)]
+    kept = outcomes(tmp_path / "c", asked)
+    assert comparing.expected(asked, kept) == len(kept) + len(asked.labels)
     with pytest.raises(ConfigError, match="processes must be 0"):
         compare(asked, tmp_path / "c", processes=-1)
 
@@ -442,6 +446,48 @@ def test_other_data_are_not_mixed_in(
             compare(question(), out, make=other, cache=cache)
     compare(question(), out, make=make(1), cache=cache)
     assert len(list((out / TRIALS).iterdir())) == len(performed) - 1
+
+
+def test_a_module_that_an_experiment_imports_is_code_too(
+    performed: list[Trial], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparing, "rehearse", rehearse)
+    helper = tmp_path / "helper_of_a_comparison.py"
+    helper.write_text("from torch import nn\n\n\ndef net():\n    return nn.Linear(4, 2)\n")
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nimport trainpool as tp\nfrom helper_of_a_comparison import net\n"
+        "data = np.zeros((64, 4), np.float32), np.arange(64) % 2\nexperiment = tp.Experiment(net(), data, data)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    asked, out = question(experiment=f"{tmp_path / 'mine.py'}:experiment"), tmp_path / "c"
+    make = experiments(asked, cache)
+    compare(asked, out, make=make, cache=cache)
+    next((out / TRIALS).iterdir()).unlink()
+    helper.write_text(helper.read_text() + "# changed\n")
+    with pytest.raises(RunError, match=r"helper_of_a_comparison\.py has changed since the comparison began"):
+        compare(asked, out, make=make, cache=cache)
+
+
+def test_a_regression_is_refused_before_anything_is_trained(cache: Path, tmp_path: Path) -> None:
+    data = np.zeros((64, 4), np.float32), np.zeros((64, 1), np.float32)
+    with pytest.raises(ConfigError, match="this experiment's targets are not labels"):
+        compare(
+            question(),
+            tmp_path / "c",
+            make=lambda _: tp.Experiment(nn.Linear(4, 1), data, data, loss="mse"),
+            cache=cache,
+        )
+    assert not (tmp_path / "c").exists()
+
+
+def test_budgets_that_differ_are_said() -> None:
+    def said(samples: int) -> str:
+        rows = [[outcome(Trial(name, 0.1, 0), samples=count)] for name, count in ((REFERENCE, 2000), ("a", samples))]
+        return " ".join(notes(Results.of(rows, 0.8, 1.0, Capacity(5.0, 1.0), 0)))
+
+    assert "Budgets differ" not in said(2090)
+    assert "since each shard takes whole batches, one at least: a 1.06 times the reference's samples" in said(2120)
+    assert "a 0.5 times the reference's samples" in said(1000)
 
 
 def test_other_code_is_not_mixed_in(performed: list[Trial], tmp_path: Path) -> None:

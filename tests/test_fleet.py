@@ -15,6 +15,7 @@ import pytest
 from trainpool.errors import ConfigError
 from trainpool.pools.availability import Availability, Pieces, Session
 from trainpool.pools.fleet import Fleet, Machine, fleet
+from trainpool.pools.simulated import SimulatedPool
 
 
 @pytest.mark.parametrize("n", [2, 3, 50])
@@ -202,6 +203,7 @@ def test_a_trace_that_is_not_there_is_named(tmp_path: Path) -> None:
         ({"n": 2, "crash": 1.1}, "from 0 to 1, not 1.1"),
         ({"n": 2, "session": 0.0}, "above 0 and finite"),
         ({"n": 2, "slowdown": 0.5}, "slowdown must be 1 or more"),
+        ({"n": 2, "bandwidth": 20e6}, "bandwidth is two numbers, bits a second up and down, not 20000000"),
     ],
 )
 def test_a_fleet_that_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -210,10 +212,21 @@ def test_a_fleet_that_cannot_be_is_refused(arguments: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"churn": 0.1}, {"hidden": 0.1}, {"speeds": [1.0, 2.0]}, {"spread": 2.0}])
+@pytest.mark.parametrize(
+    "options", [{"churn": 0.1}, {"hidden": 0.1}, {"speeds": [1.0, 2.0]}, {"spread": 2.0}, {"speed": 5.0}]
+)
 def test_a_trace_leaves_nothing_else_to_say(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="with a trace leave out"):
         fleet(trace=trace(tmp_path, TRACE), **options)
+
+
+def test_a_machine_whose_speed_changes_counts_with_the_most_that_it_ever_has(tmp_path: Path) -> None:
+    rows = "a,0,join,10\nb,0,join,300\na,5,speed,500\na,9,speed,20\nb,9,speed,30\n"
+    made = fleet(trace=trace(tmp_path, "worker,time,event,value\n" + rows))
+    assert made.speeds == (500.0, 300.0)
+    assert (made.best, made.total) == (500.0, 800.0)
+    assert [made.describe()[key] for key in ("fastest", "slowest", "total")] == [500.0, 300.0, 800.0]
+    assert SimulatedPool(made, fidelity="timing").conditions(50).speeds == (500.0, 300.0)
 
 
 def test_a_fleet_is_described_in_json(tmp_path: Path) -> None:

@@ -235,6 +235,17 @@ def test_what_never_arrives_is_never_trained_and_what_breaks_is_told() -> None:
     assert len(answered) == len(problem.tasks) < leased
 
 
+def test_the_machines_and_the_coordinator_count_the_same_bytes() -> None:
+    problem = Counting(fails=[3])
+    coordinator = coordinator_of(ADMM(rounds=4), problem, 40)
+    rough = fleet(5, spread=8, speed=400.0, churn=0.4, session=2.0, lost=0.1, duplicated=0.1, bandwidth=(1e4, 1e4))
+    pool = training(rough, problem)
+    carry(coordinator, pool)
+    usage, memory = pool.usage(), coordinator.memory
+    assert (usage.up, usage.down) == (memory.bytes_up, memory.bytes_down)
+    assert usage.up < usage.down / 2  # tasks have an anchor, and some answers are lost
+
+
 def test_all_seconds_are_accounted_for() -> None:
     problem = Quadratic()
     pool = training(fleet(4, spread=4, churn=0.3, session=3.0, hidden=0.2, lost=0.1), problem)
@@ -305,5 +316,7 @@ def test_a_pool_may_be_opened_again() -> None:
 def test_a_pool_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SimulatedPool([Machine(1.0)], **options)
+    with pytest.raises(ConfigError, match=r"write SimulatedPool\(tp.fleet\(3\)\)"):
+        SimulatedPool(3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="needs a kernel"):
         SimulatedPool([Machine(1.0)]).open()

@@ -54,7 +54,10 @@ MaxStaleness = Annotated[
     int | None,
     typer.Option(help="Refuse updates of models that many versions old, where the method sets no bound of its own."),
 ]
-Seed = Annotated[int, typer.Option(help="Of the model's start, the shards and the order of samples.")]
+LARGEST_SEED = 2**63 - 1
+Seed = Annotated[
+    int, typer.Option(min=0, max=LARGEST_SEED, help="Of the model's start, the shards and the order of samples.")
+]
 Cache = Annotated[Path | None, typer.Option(help="Where data and shards are kept between runs.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[

@@ -34,7 +34,9 @@ Trace = Annotated[
     Path | None,
     typer.Option(help="A CSV file of who is there when (worker,time,event,value), in place of workers and spread."),
 ]
-FleetSeed = Annotated[int, typer.Option(help="Of the machines' speeds and departures.")]
+FleetSeed = Annotated[
+    int, typer.Option(min=0, max=options.LARGEST_SEED, help="Of the machines' speeds and departures.")
+]
 
 MACHINES = (
     *("workers", "spread", "speed", "churn", "session", "crash", "latency", "hidden", "slowdown"),
@@ -42,6 +44,8 @@ MACHINES = (
 )
 """The fields of `trainpool.machines.Machines` that are an option each, as it is."""
 
+MOST_SEEDS = 1000
+"""That are run without being named."""
 PLACES = {
     "strategies": "methods.",
     "rate": "rates",
@@ -328,6 +332,8 @@ def question_of(context: typer.Context) -> "Question":
         raise ConfigError("give --rate for one learning rate, or --rates for several to choose from")
     seeds = numbers(given["seeds"], "--seeds", int)
     if len(seeds) == 1 and "," not in given["seeds"]:
+        if seeds[0] > MOST_SEEDS:
+            raise ConfigError(f"--seeds {seeds[0]} is how many; one seed of that number is --seeds {seeds[0]},")
         seeds = tuple(range(seeds[0]))
     if given["norm"] is not None and (given["experiment"] or given["model"] != "resnet20"):
         raise ConfigError("--norm is an option of resnet20 alone")

@@ -1,7 +1,7 @@
 """Which method for these machines? Each is really trained under a virtual clock, with the same data, seeds and budget.
 
     OUT/question.json            what is asked; another question needs another folder
-    OUT/data.txt                 the hashes of the data that it was asked about
+    OUT/data.txt                 the hashes of the data that it was asked about, and of the author's code
     OUT/trials/NAME.json         one finished trial each, so that an interrupted comparison goes on where it was
     OUT/results.json report.html the answer
 
@@ -15,7 +15,7 @@ machine alone, tuned in the same way.
 import json
 import tempfile
 from collections import deque
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -113,14 +113,15 @@ def compare(
     place = default_cache() if cache is None else Path(cache)
     done = outcomes(home, question)
     if open_methods := [label for label in question.labels if missing(question, label, done)]:
-        check_code(question)
-        data = rehearse(question, open_methods, make or experiments(question, place), place)
-        if (home / DATA).exists() and (home / DATA).read_text() != data:
+        before = (home / DATA).read_text().splitlines() if (home / DATA).exists() else []
+        check_code(question, before)
+        found = rehearse(question, open_methods, make or experiments(question, place), place)
+        if before and hashes(before) != hashes(found):
             raise RunError("the data have changed since the comparison began: restore them, or begin anew")
         with disk(home):
             (home / TRIALS).mkdir(parents=True, exist_ok=True)
             if not (home / QUESTION).exists():
-                wire.write(home / DATA, data.encode())
+                wire.write(home / DATA, "\n".join(found).encode())
                 wire.write(home / QUESTION, msgspec.json.format(msgspec.json.encode(question), indent=2))
             for news in trials(question, done, place, make, processes, home / "trials.log"):
                 if isinstance(news, Outcome):
@@ -128,11 +129,11 @@ def compare(
                     wire.write(home / TRIALS / f"{news.trial.name}.json", msgspec.json.encode(news))
                 if follower:
                     follower.tell(news, len(done), expected(question, done))
-    found = results(question, done)
+    answer = results(question, done)
     with disk(home):
-        wire.write(home / RESULTS, json.dumps(document(question, found, done), indent=1, sort_keys=True).encode())
-        wire.write(home / REPORT, report(question, found, done).encode())
-    return found
+        wire.write(home / RESULTS, json.dumps(document(question, answer, done), indent=1, sort_keys=True).encode())
+        wire.write(home / REPORT, report(question, answer, done).encode())
+    return answer
 
 
 def trials(
@@ -190,8 +191,11 @@ def tried(question: Question, label: str, done: Mapping[Trial, Outcome]) -> dict
 
 def expected(question: Question, done: Mapping[Trial, Outcome]) -> int:
     """How many trials there will be, as far as is known: a grid may yet have to be extended."""
-    grids = (grid(question.rates, tried(question, label, done), question.target) for label in question.labels)
-    return sum(len(rates) + len(question.seeds) - 1 for rates in grids)
+    total = 0
+    for label in question.labels:
+        known = tried(question, label, done)
+        total += len({*known, *grid(question.rates, known, question.target)}) + len(question.seeds) - 1
+    return total
 
 
 def check(home: Path, question: Question, fields: Container[str] | None = None) -> None:
@@ -212,8 +216,13 @@ def check(home: Path, question: Question, fields: Container[str] | None = None) 
         raise RunError(f"{home} answers another question: {'; '.join(wrong)}. Choose another folder")
 
 
-def check_code(question: Question) -> None:
-    """See that the code and the files are what they were when the question was asked.
+def hashes(inputs: Iterable[str]) -> list[str]:
+    """Of the data, among the lines that `rehearse` returns."""
+    return [line for line in inputs if "  " not in line]
+
+
+def check_code(question: Question, before: Iterable[str]) -> None:
+    """See that the code and the files are what they were when the question was asked, and `rehearse` returned `before`.
 
     Raises:
         RunError: it is not: trials of different code must not be mixed.
@@ -221,18 +230,21 @@ def check_code(question: Question) -> None:
     if question.version != __version__:
         raise RunError(f"the comparison was begun with trainpool {question.version}: go on with that, or begin anew")
     trace = question.machines.trace
+    code = [(file, was) for was, _, file in (line.partition("  ") for line in before) if file]
     for file, was, now in (
         (question.experiment, question.experiment_hash, source_digest(question.experiment)),
         (trace, question.machines.trace_hash, digest(trace)),
+        *((file, was, digest(file)) for file, was in code),
     ):
         if was != now:
             raise RunError(f"{file} has changed since the comparison began: restore it, or begin anew")
 
 
-def rehearse(question: Question, labels: list[str], make: Experiments, cache: Path) -> str:
+def rehearse(question: Question, labels: list[str], make: Experiments, cache: Path) -> list[str]:
     """See that every method can begin, so that none fails after an hour of the others; it also cuts the shards.
 
-    Returns the hashes of the training and test data, which say whether a comparison goes on with the same.
+    Returns the hashes of the training and test data, then those of the author's files with two spaces and their names:
+    they say whether a comparison goes on with the same.
 
     Raises:
         TrainpoolError: a method cannot, and why.
@@ -253,10 +265,13 @@ def rehearse(question: Question, labels: list[str], make: Experiments, cache: Pa
                 pool=Bench(question.fleet(trial)),
                 seed=trial.seed,
                 cache=cache,
+                source=question.experiment,
                 **question.options(label),
             ).config
     config = configs[question.labels[0]]
-    return "\n".join(part.id for part in (config.train, config.test) if part)
+    if config.test is None or not config.test.classes:
+        raise ConfigError("methods are compared by accuracy, but this experiment's targets are not labels")
+    return [config.train.id, config.test.id, *(f"{was}  {file}" for file, was in sorted(config.code.items()))]
 
 
 def results(question: Question, done: Mapping[Trial, Outcome]) -> Results:

@@ -116,6 +116,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name, values in (("seeds", self.seeds), ("rates", self.rates)):
             if not values or len(set(values)) < len(values) or min(values) < 0 or (name == "rates" and 0 in values):
                 raise ConfigError(f"{name} must be different and positive, at least one, not {list(values)}")
+        if max(self.seeds) >= 2**32:
+            raise ConfigError(f"seeds are below 2**32, not {max(self.seeds)}")
         if len({Trial(label, 1.0, 0).name for label in labels}) < len(labels):  # their files must differ
             raise ConfigError(f"the names of the methods are too much alike: {', '.join(labels)}")
         self.machines.fleet()

@@ -98,6 +98,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes to workers for the whole budget."""
     bytes_up: Spread
     """Bytes back for the whole budget."""
+    samples: float = 0.0
+    """Merged in the whole budget: the median, of the trainings that did not stop early; 0 where all did."""
 
     @property
     def edge(self) -> bool:
@@ -206,6 +208,7 @@ def row(
         return Spread.of(None if point is None else getattr(point, field) for point in points)
 
     speedup = speedups(alone, taken, target)
+    whole = [outcome.samples for outcome in taken if not outcome.failed]
     tunings = []
     for outcome in tried:
         point = outcome.reached(target)
@@ -232,4 +235,5 @@ def row(
         target_up=until("bytes_up"),
         bytes_down=Spread.of(outcome.bytes_down for outcome in taken),
         bytes_up=Spread.of(outcome.bytes_up for outcome in taken),
+        samples=statistics.median(whole) if whole else 0.0,
     )

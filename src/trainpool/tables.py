@@ -9,6 +9,8 @@ from trainpool.results import REFERENCE, Results, Row, Spread
 
 __all__ = ["COLUMNS", "Column", "Units", "bandwidth", "headline", "measured", "notes", "passes", "percent", "size"]
 
+EVEN = 1.05
+"""How much larger one method's budget may be than another's before the table says so."""
 COARSE = 0.3
 """The part of a time that may pass between two evaluations before the table says what helps."""
 
@@ -166,12 +168,12 @@ COLUMNS = (
     ),
     Column(
         "to workers",
-        "Bytes sent to the workers until the target was reached, of those in the whole budget.",
+        "Bytes of models sent to the workers until the target was reached, of those in the whole budget.",
         lambda row, results, units: traffic(row, row.target_down, row.bytes_down),
     ),
     Column(
         "back",
-        "Bytes sent back by the workers until the target was reached, of those in the whole budget.",
+        "Bytes of models that arrived from the workers until the target was reached, of those in the whole budget.",
         lambda row, results, units: traffic(row, row.target_up, row.bytes_up),
     ),
     Column(
@@ -218,6 +220,8 @@ def headline(results: Results) -> str:
     down, up = size(best.target_down.median), size(best.target_up.median)
     text += f" Until then {best.method} sent {down} to the workers and {up} back."
     near = [row.method for row in results.rows[1:] if overlap(best.seconds, row.seconds)]
+    if overlap(best.seconds, serial.seconds):
+        near.append("the best single machine" if near else "The best single machine")
     if near:
         text += f" {' and '.join(near)} may be as fast: the ranges over seeds overlap."
     if best.reached < best.seeds:
@@ -250,6 +254,13 @@ def notes(results: Results) -> list[str]:
         found.append(f"Times are known to the time between evaluations: {gaps}.")
         if any(gap is not None and seconds and gap > COARSE * seconds for _, gap, seconds in known):
             found.append("A smaller --evaluate-every makes it shorter.")
+    whole = results.reference.samples
+    ratios = [(row.method, row.samples / whole) for row in rows if row.samples and whole]
+    if uneven := [f"{method} {ratio:.3g} times" for method, ratio in ratios if not 1 / EVEN <= ratio <= EVEN]:
+        found.append(
+            f"Budgets differ, since each shard takes whole batches, one at least: {', '.join(uneven)} the reference's "
+            "samples. A smaller --batch-size makes them more equal."
+        )
     found += [f"{row.method} took {row.reason}." for row in rows if row.reason]
     found += [f"{row.method}: {reason}." for row in rows for reason in sorted(set(row.failures))]
     return found

@@ -164,6 +164,8 @@ def begin(
             f"epochs ({epochs:g}) must be above 0, evaluate_every ({evaluate_every:g}), shards and recalibrate not "
             f"negative, and no number of passes above {MOST_EPOCHS:g}"
         )
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"the seed must be from 0 to 2**63 - 1, not {seed}")
     if tensorboard:
         check_tensorboard()
     if kernel == "torch" and isinstance(pool, LocalPool):

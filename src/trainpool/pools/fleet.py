@@ -124,18 +124,27 @@ class Fleet:
         return len(self.machines)
 
     @property
+    def speeds(self) -> tuple[float, ...]:
+        """Samples a second of each machine, while it is there and visible; the most that a trace gives it."""
+        found = [machine.speed for machine in self.machines]
+        for change in self.trace:
+            if change.event == "speed":
+                found[change.worker] = max(found[change.worker], change.value)
+        return tuple(found)
+
+    @property
     def total(self) -> float:
         """Samples a second of all machines together, when all are there and visible."""
-        return math.fsum(machine.speed for machine in self.machines)
+        return math.fsum(self.speeds)
 
     @property
     def best(self) -> float:
         """Samples a second of the fastest machine."""
-        return max(machine.speed for machine in self.machines)
+        return max(self.speeds)
 
     def describe(self) -> dict[str, Any]:
         """A few numbers for a results file, ready for JSON; `msgspec.to_builtins` gives every machine instead."""
-        speeds = sorted(machine.speed for machine in self.machines)
+        speeds = sorted(self.speeds)
         first = self.machines[0]
         return {
             "machines": len(speeds),
@@ -192,12 +201,15 @@ def fleet(
     Raises:
         ConfigError: such a fleet cannot be, or the trace cannot be read.
     """
-    up, down = bandwidth or (math.inf, math.inf)
+    try:
+        up, down = bandwidth or (math.inf, math.inf)
+    except TypeError:
+        raise ConfigError(f"bandwidth is two numbers, bits a second up and down, not {bandwidth!r}") from None
     names: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
     if trace is not None:
-        if speeds is not None or spread != 1:
-            raise ConfigError("with a trace leave out speeds and spread: the file says how fast each worker is")
+        if speeds is not None or (spread, speed) != (1, 1000):
+            raise ConfigError("with a trace leave out speed, speeds and spread: the file says how fast each worker is")
         names, speeds, changes = read_trace(Path(trace))
     elif speeds is None:
         speeds = lognormal(n, spread, speed, seed)

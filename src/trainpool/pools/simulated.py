@@ -80,6 +80,8 @@ class SimulatedPool:
         Raises:
             ConfigError: a value that cannot be.
         """
+        if isinstance(workers, int):
+            raise ConfigError(f"SimulatedPool takes machines: write SimulatedPool(tp.fleet({workers}))")
         self.fleet = workers if isinstance(workers, Fleet) else Fleet(tuple(workers))
         if fidelity not in ("real", "timing"):
             raise ConfigError(f"fidelity is 'real' or 'timing', not {fidelity!r}")
@@ -127,7 +129,7 @@ class SimulatedPool:
         step = batch / fleet.best
         line = sorted(fleet.machines, key=lambda machine: 1 / machine.up + 1 / machine.down)[len(fleet) // 2]
         return Conditions(
-            speeds=tuple(machine.speed for machine in fleet.machines),
+            speeds=fleet.speeds,
             travel=((8 / line.up + 8 / line.down) / step, 2 * line.latency / step),
         )
 
@@ -263,13 +265,13 @@ class SimulatedPool:
         if not host.held:
             host.held = True
             self.out += 1
+        up = self.size or command.parameters.nbytes + command.buffers.nbytes
+        down = up if command.anchor is None else up + (self.size or command.anchor.nbytes)
+        self.down += down
         if host.arrived is None:
             return  # it crashed, and the coordinator does not know
         host.rouse(now)
         machine = host.machine
-        up = self.size or command.parameters.nbytes + command.buffers.nbytes
-        down = up if command.anchor is None else up + (self.size or command.anchor.nbytes)
-        self.down += down
         begin = now + machine.latency + 8 * down / machine.down
         sending = machine.latency + 8 * up / machine.up
         steps, samples = task.steps, task.steps * task.batch
@@ -312,13 +314,13 @@ class SimulatedPool:
     def answer(self, host: Host, due: Due) -> list[Message]:
         """A task's end: its answer, unless that is lost, and what the worker says next."""
         task, steps, seconds, copies, up, trainable, work = due
-        self.up += up * (copies or 1)
         self.release(host)
         name = host.name
         messages: list[Message] = []
         if work is not None and work.failure:
             messages = [Arrival(Failed(name, task.id, work.failure))] * copies
         elif copies:
+            self.up += up * copies
             loss, delta, buffers = 0.0, EMPTY, EMPTY
             if work is not None:
                 assert work.report is not None

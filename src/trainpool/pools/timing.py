@@ -46,9 +46,9 @@ class Timing:
     wasted: float
     """Of those, the ones that were never merged: lost, cut off, refused, or still under way at the end."""
     up: int
-    """Bytes from the machines to the coordinator."""
+    """Bytes that arrived at the coordinator."""
     down: int
-    """Bytes from the coordinator to the machines."""
+    """Bytes that the coordinator sent."""
     utilisation: float
     """The part of the machines' time, 0 to 1, in which they computed."""
     real: float

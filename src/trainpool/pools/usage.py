@@ -35,9 +35,9 @@ class Usage:
     there: tuple[float, ...]
     """Seconds in which each machine was there; what is neither busy nor waiting is transfer."""
     up: int
-    """Bytes from the machines to the coordinator."""
+    """Bytes that arrived at the coordinator."""
     down: int
-    """Bytes from the coordinator to the machines."""
+    """Bytes that the coordinator sent."""
 
     @property
     def utilisation(self) -> float:
