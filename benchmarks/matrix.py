@@ -50,6 +50,7 @@ CASES = {
     "resnet20-skew5": f"--strategies auto {RESNET} --skew 5 --rate 0.4",
     "resnet20-4": f"--strategies auto {RESNET} --workers 4 --rate 0.4",
     "resnet20-spread1": f"--strategies auto {RESNET} --spread 1 --rate 0.4",
+    "resnet20-64": f"--strategies auto {RESNET} --workers 64 --epochs 2 --evaluate-every 0.1 --rate 0.4",
 }
 TITLES = {
     "16-spread8": "Sixteen unequal machines",
@@ -73,6 +74,7 @@ TITLES = {
     "resnet20-skew5": "ResNet-20 on sixteen unequal machines, non-iid shards",
     "resnet20-4": "ResNet-20 on four unequal machines",
     "resnet20-spread1": "ResNet-20 on sixteen equal machines",
+    "resnet20-64": "ResNet-20 on sixty-four unequal machines",
 }
 SHOWN = (
     "method",
