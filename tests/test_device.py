@@ -87,7 +87,7 @@ def test_where_cuda_does_not_load_a_program_runs_on_the_processor() -> None:
 def test_a_gpu_gives_the_processors_update_tolerance_1e_4(kind: str) -> None:
     available = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if not (available if kind == "onnx" else torch.cuda.is_available()):
-        pytest.skip("there is no GPU with CUDA: its updates are not compared with the processor's")
+        pytest.skip("CUDA_VISIBLE_DEVICES names no GPU: none is compared with the processor")
     recipe, found = Recipe(batch_size=16, momentum=0.9), {}
     loaded = lower(tp.Experiment(network(), (SHARD["x"], SHARD["y"])), recipe).loaded if kind == "onnx" else None
     for device in ("cpu", "cuda"):

@@ -68,7 +68,7 @@ def test_a_synchronous_run_gives_the_same_bits_twice_and_replays(
     vectors = []
     for number in range(2):
         experiment.model.load_state_dict(start)
-        pool = tp.LocalPool(2, threads=1, device="cpu")  # a GPU adds up in another order each time
+        pool = tp.LocalPool(2, threads=1)
         strategy = tp.ParallelSGD(rounds=4)
         result = tp.train(
             experiment,
