@@ -28,7 +28,7 @@ settings.load_profile("trainpool")
 # A shell starts what runs in its background with Ctrl+C ignored, and programs inherit it: tests of Ctrl+C would wait.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What tests promise to the bit holds on processors: a GPU adds up in another order each time. One that is named is used.
+# What tests promise to the bit holds on processors: a GPU adds up in another order each time. A named one is used.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
