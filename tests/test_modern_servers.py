@@ -88,6 +88,18 @@ def test_a_correction_never_exceeds_what_moved() -> None:
     assert difference(found, START - deltas[0] - (START - base)) < EXACT
 
 
+@COMPENSATIONS
+@pytest.mark.parametrize("rate", [1e-12, 1e-30])
+def test_a_rate_near_0_makes_no_parameter_infinite(compensation: Any, rate: float) -> None:
+    made, single = plan(4), START.astype(np.float32)
+    strategy, shard = DCASGD(compensation=compensation, factor=1.0), made.shards[0].id
+    state = strategy.init(single, made)
+    for number in range(3):  # a gradient's square is more than float32 holds
+        stale = Update(np.full(SIZE, 1e6, np.float32), 1, 1, 0.0, 0, 1, rate, single + np.float32(number))
+        state = strategy.merge(state, shard, stale)
+        assert np.isfinite(state.parameters).all()
+
+
 def test_a_task_at_rate_0_moves_nothing() -> None:
     made = plan(1)
     state = DCASGD().init(START, made)

@@ -96,6 +96,7 @@ class DCASGD:
         length = update.rate * update.steps  # γH; 0 as a warm-up begins, where Δ = 0 tells nothing
         factor = self.factor or cautious(state.plan)
 
+        @np.errstate(over="ignore", invalid="ignore")  # at a rate near 0 the square may be more than a float holds
         def step(parts: Sequence[slice]) -> None:
             scratch = np.empty((3, min(CHUNK, w.size)), w.dtype)
             for part in parts:
@@ -111,7 +112,7 @@ class DCASGD:
                         np.sqrt(np.add(MS, number(self.epsilon), out=other), out=other)
                         g2 /= other
                     g2 *= number(length * strength)
-                    np.fmin(g2, 1, out=g2)  # where g² is more than a float holds, g²/√g² is NaN
+                    np.fmin(g2, 1, out=g2)  # and not `minimum`: where g² is infinite, g²/√g² is NaN
                     g2 *= np.subtract(w[part], base[part], out=other)
                     move += g2
                 move *= number(factor)
