@@ -75,7 +75,8 @@ class Coordinator:
         """Begin a run.
 
         `vector` holds the first parameters and buffers, in the layout's order. After `patience` failed or rejected
-        answers in a row, more than there are workers, the run stops with the last reason.
+        answers in a row, more than there are workers, the run stops with the last reason, unless a worker that had none
+        of them is at a task.
         """
         self.strategy, self.plan, self.layout, self.seed, self.patience = strategy, plan, layout, seed, patience
         self.rounds = strategy if isinstance(strategy, Rounds) and strategy.participation == "partial" else None
@@ -215,16 +216,16 @@ class Coordinator:
             memory.rejected += 1
             stopping = self.miss(worker, reason)
         base = self.drop(lease)
+        # No worker computes longer than its task was away, but for its clock.
+        elapsed = now - lease.since
+        seconds = min(report.seconds, elapsed + memory.pace.grace)
         if reason is not None:
             self.units.drop(lease)
             entry.rejected += 1
             if (superseded or stale) and math.isfinite(report.seconds):
                 # Else who is late because its speed is unknown, or no longer what it was, would be so again and again.
-                memory.pace.record(worker, min(report.seconds, now - lease.since + memory.pace.grace), steps)
+                memory.pace.record(worker, seconds, steps)
             return [Rejected(worker, task.id, reason), *stopping]
-        elapsed, seconds = now - lease.since, report.seconds
-        if seconds > elapsed:  # no worker computes longer than its task was away, but for its clock
-            seconds = min(seconds, elapsed + memory.pace.grace)
         memory.pace.record(worker, seconds, steps, elapsed)
         rate = task.recipe.rate(task.progress)
         update = Update(delta, steps, samples, report.loss, task.version, staleness, rate, base)

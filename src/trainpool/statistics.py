@@ -8,13 +8,13 @@ Exact for statistics of each shard's samples. BatchNorm's running ones are movin
 after tasks of some tens of steps, which is what its momentum of 0.1 remembers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from trainpool.messages import ShardId
-from trainpool.vector import Layout, Vector
+from trainpool.vector import Layout, TensorSpec, Vector
 
 __all__ = ["Reported", "Statistics", "flaw", "pooled"]
 
@@ -26,6 +26,14 @@ class Reported:
     samples: int
     buffers: Vector
     """`[size - trainable]`."""
+
+
+def blocks(layout: Layout) -> Iterator[tuple[TensorSpec, slice]]:
+    """The tensors that are no parameters, and where each lies among the buffers."""
+    for spec in layout.tensors:
+        if spec.role != "parameter":
+            start = spec.offset - layout.trainable
+            yield spec, slice(start, start + spec.size)
 
 
 def pooled(layout: Layout, reports: Mapping[ShardId, Reported]) -> Vector:
@@ -40,10 +48,7 @@ def pooled(layout: Layout, reports: Mapping[ShardId, Reported]) -> Vector:
     stacked = np.stack([item.buffers for item in ordered]).astype(np.float64)
     result = np.empty(stacked.shape[1])
     mean, spread = slice(0, 0), np.zeros(0)
-    for spec in layout.tensors:
-        if spec.role == "parameter":
-            continue
-        place = slice(spec.offset - layout.trainable, spec.offset - layout.trainable + spec.size)
+    for spec, place in blocks(layout):
         block = stacked[:, place]
         match spec.role:
             case "running-mean":
@@ -67,10 +72,7 @@ def flaw(layout: Layout, buffers: Vector, known: Vector) -> str | None:
     variances so small that a variance pooled of them is finite too.
     """
     most = float(np.finfo(buffers.dtype).max)
-    for spec in layout.tensors:
-        if spec.role == "parameter":
-            continue
-        place = slice(spec.offset - layout.trainable, spec.offset - layout.trainable + spec.size)
+    for spec, place in blocks(layout):
         block = buffers[place]
         match spec.role:
             case "running-mean":
